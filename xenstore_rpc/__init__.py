@@ -1,0 +1,14 @@
+"""Xenstore, and the request/response convention that squeezed laid over it.
+
+```
+        rpc          Caller, Server: the convention over a store            I/O
+     connection      Store: transactions, watches, reconnection             I/O
+        link         one connection: socket or character device             I/O
+  session  records   the wire session; requests, responses, tree            pure
+   packets  errors   packets, paths and payloads; what can go wrong         pure
+
+     embedded        a small xenstored for demos and tests                  I/O
+   embedded_tree     its node tree and transactions                         pure
+```
+Imports go downwards only. Nothing here knows of D-Bus, HTTP or the bridge.
+"""
