@@ -63,6 +63,14 @@ def object_path(service: str, object_name: str) -> str:
     return path
 
 
+def service_path(service: str) -> str:
+    """The object that stands for a service as a whole: `squeezed` is `/org/xen/xcp/squeezed`. Raises NameInvalid."""
+    path = f"/{_PREFIX}.{service}".replace(".", "/")
+    if not is_object_path(path):
+        raise NameInvalid("object path", path)
+    return path
+
+
 def interface_name(service: str, object_name: str) -> str:
     """`storage`, `DATA.MIRROR` is `org.xen.xcp.storage.DATA.MIRROR1`: the version is part of it. Raises NameInvalid."""
     return _interface(f"{_PREFIX}.{service}.{object_name}1")

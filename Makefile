@@ -1,0 +1,26 @@
+# Each target does its own set-up (scripts/setup): Debian 12, Python 3.11.
+.PHONY: demo test bench lint idl
+
+demo:
+	@scripts/setup demo
+	@.venv/bin/python examples/demo.py $(if $(KEEP),--keep)
+
+test: lint
+	.venv/bin/python -m pytest $(PYTEST)
+	XCP_BUS_LIBRARY=dbus-next .venv/bin/python -m pytest tests/stories tests/live $(PYTEST)
+
+lint:
+	@scripts/setup test
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+bench:
+	@scripts/setup test
+	@.venv/bin/python benchmarks/directions.py $(BENCH)
+
+# After a change of bridges/interfaces: the published introspection XML (a test keeps it identical).
+idl:
+	@scripts/setup demo
+	@PYTHONPATH=. .venv/bin/python scripts/publish_idl.py

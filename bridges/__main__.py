@@ -1,0 +1,5 @@
+"""`python -m bridges` is `xcp-bridge`."""
+
+from bridges.cli import main
+
+main()

@@ -1,0 +1,153 @@
+"""Who can answer a call: the legacy daemon over HTTP or over xenstore, or the bus daemon.
+
+Each backend takes a neutral call and gives the neutral result or raises Fault. None of them ever sends a call twice. When
+a write was handed over and its answer did not come, the fault is IN_DOUBT; a read in the same place is merely unavailable.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from bridges import dbus_translation, xenstore_translation, xmlrpc_translation
+from bridges.calls import Call, Effect, Value
+from bridges.faults import Fault, Kind
+from bridges.interfaces.model import Service
+from dbus_side import names
+from dbus_side.bus import Bus
+from dbus_side.errors import BusLost, BusRefused, BusTimedOut, MessageTooLarge, SignatureMismatch
+from xenstore_rpc.errors import CallTimedOut, ServerNotRegistered, StoreLost, StoreRefused, XenstoreError
+from xenstore_rpc.rpc import Caller
+from xmlrpc_gateway import dialects, xmlrpc_codec
+from xmlrpc_gateway.client import DaemonClient
+from xmlrpc_gateway.errors import BadReply, CodecError, DaemonGone, DaemonTimedOut, DaemonUnreachable
+
+# xenstore clients wait 300 s; a call without a deadline of its own is a long poll, which its caller ends.
+LONG_POLL_SECONDS: Final = 24 * 3600.0
+
+
+class Backend(Protocol):
+    """Something that executes calls of one service."""
+
+    async def ask(self, call: Call) -> Value: ...
+
+
+def remaining(call: Call) -> float:
+    """Seconds until the call's deadline. Raises Fault TIMED_OUT when it has passed before anything was sent."""
+    if call.deadline is None:
+        return LONG_POLL_SECONDS
+    left = call.deadline - time.monotonic()
+    if left <= 0:
+        raise Fault(Kind.TIMED_OUT, f"{call.method.name}: the deadline had passed before the call was sent")
+    return left
+
+
+def unanswered(call: Call, why: str) -> Fault:
+    """The fault of a call that was handed over and not answered because its daemon went away."""
+    if call.method.effect is Effect.WRITE:
+        return Fault(Kind.IN_DOUBT, f"{call.method.name} may have been executed: {why}")
+    return Fault(Kind.UNAVAILABLE, f"{call.method.name}: {why}")
+
+
+def late(call: Call, why: str) -> Fault:
+    """The fault of a call that was handed over and not answered by its deadline."""
+    if call.method.effect is Effect.WRITE:
+        return Fault(Kind.IN_DOUBT, f"{call.method.name} may have been executed: {why}")
+    return Fault(Kind.TIMED_OUT, f"{call.method.name}: {why}")
+
+
+class LegacyOverHttp:
+    """The legacy daemon behind its XML-RPC socket."""
+
+    def __init__(self, client: Callable[[], DaemonClient], translation: xmlrpc_translation.Translation) -> None:
+        self._client = client
+        self._translation = translation
+
+    async def ask(self, call: Call) -> Value:
+        form = self._translation.of(call.method)
+        try:
+            body = xmlrpc_codec.encode_call(call.method.name, form.write_arguments(call.arguments))
+        except CodecError as error:
+            raise Fault(Kind.NOT_REPRESENTABLE, f"{call.method.name}: {error}") from None
+        try:
+            reply = await self._client().call(body, timeout=remaining(call))
+        except DaemonUnreachable as error:
+            raise Fault(Kind.UNAVAILABLE, f"the legacy daemon cannot be reached: {error}") from None
+        except DaemonTimedOut as error:
+            raise late(call, f"the legacy daemon did not answer in time: {error}") from None
+        except (DaemonGone, BadReply) as error:
+            raise unanswered(call, f"the legacy daemon gave no answer: {error}") from None
+        try:
+            opened = dialects.open_envelope(xmlrpc_codec.decode_response(reply))
+            if isinstance(opened, dialects.Success):
+                return form.read_result(opened.value)
+        except CodecError as error:
+            raise Fault(Kind.NOT_REPRESENTABLE, f"{call.method.name} was executed; its answer: {error}") from None
+        except xmlrpc_translation.Mismatch as mismatch:
+            text = f"{call.method.name} was executed; its answer, {mismatch.place}: {mismatch.reason}"
+            raise Fault(Kind.NOT_REPRESENTABLE, text) from None
+        raise form.read_failure(opened.description)
+
+
+class LegacyOverXenstore:
+    """The legacy daemon behind its tree in the store."""
+
+    def __init__(self, caller: Caller, service: Service) -> None:
+        self._caller = caller
+        self._service = service
+
+    async def ask(self, call: Call) -> Value:
+        function, arguments = xenstore_translation.write_arguments(call.method, call.arguments)
+        try:
+            response = await self._caller.call(function, arguments, timeout=remaining(call))
+        except ServerNotRegistered as error:
+            raise Fault(Kind.UNAVAILABLE, f"the legacy daemon is not registered in the store: {error}") from None
+        except CallTimedOut as error:
+            raise late(call, f"the legacy daemon did not answer in time: {error}") from None
+        except StoreLost as error:
+            if error.sent:
+                raise unanswered(call, f"the connection to xenstored was lost: {error}") from None
+            raise Fault(Kind.UNAVAILABLE, f"xenstored cannot be reached: {error}") from None
+        except StoreRefused as error:
+            raise unanswered(call, f"xenstored refused: {error}") from None
+        except XenstoreError as error:
+            raise Fault(Kind.NOT_REPRESENTABLE, f"{call.method.name}: {error}") from None
+        return xenstore_translation.read_response(self._service, call.method, call.arguments, response)
+
+
+class BusDaemon:
+    """The daemon that owns the service's name on the bus. `bus` is exchanged when the connection was lost."""
+
+    def __init__(self, service: str, translation: dbus_translation.Translation) -> None:
+        self.bus: Bus | None = None
+        self._name = names.service_name(service)
+        self._translation = translation
+
+    async def ask(self, call: Call) -> Value:
+        form = self._translation.of(call.method)
+        if self.bus is None:
+            raise Fault(Kind.UNAVAILABLE, "the bus cannot be reached")
+        try:
+            reply = await self.bus.call(
+                self._name,
+                form.path,
+                form.interface,
+                form.member,
+                form.input_signature,
+                form.write_arguments(call.arguments),
+                timeout=remaining(call),
+            )
+        except BusRefused as refusal:
+            raise form.read_fault(refusal) from None
+        except SignatureMismatch as mismatch:
+            raise dbus_translation.not_representable(call.method.name, mismatch) from None
+        except MessageTooLarge as error:
+            raise Fault(Kind.NOT_REPRESENTABLE, f"{call.method.name}: {error}") from None
+        except BusTimedOut:
+            raise late(call, "the bus daemon did not answer in time") from None
+        except BusLost as error:
+            if error.sent:
+                raise unanswered(call, "the connection to the bus was lost") from None
+            raise Fault(Kind.UNAVAILABLE, "the bus cannot be reached") from None
+        return form.read_result(reply.signature, reply.body)

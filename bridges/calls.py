@@ -1,0 +1,61 @@
+"""The neutral model of a call: what every door and every backend translates to and from.
+
+A neutral value follows the interface's type:
+    unit None · bool bool · int/int32/int64 int · float float · string/char str · list list · tuple tuple
+    dict and record dict (an absent member is an absent key) · union `Tagged` · option None or the value
+    any: whatever the wire said, as None, bool, int, float, str, bytes, list or dict
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from bridges.interfaces.model import Method
+
+
+class Door(StrEnum):
+    """Where a call enters."""
+
+    XENSTORE = "xenstore"
+    HTTP = "http"
+    BUS = "bus"
+
+
+class Side(StrEnum):
+    """Who executes it."""
+
+    LEGACY = "legacy"
+    BUS = "bus"
+
+
+class Effect(StrEnum):
+    """What a method does to the world; undeclared means write."""
+
+    READ = "read"
+    WRITE = "write"
+
+
+class Tagged(NamedTuple):
+    """A union's value: the constructor's name as declared, and what it carries (None: nothing)."""
+
+    tag: str
+    argument: Value = None
+
+
+Value = None | bool | int | float | str | bytes | list["Value"] | tuple["Value", ...] | dict[str, "Value"] | Tagged
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call after its door: arguments by parameter name (an absent option is an absent key).
+
+    `deadline` is on the clock of `time.monotonic`, None for a long poll that its caller ends.
+    """
+
+    method: Method
+    arguments: dict[str, Value]
+    door: Door
+    deadline: float | None

@@ -1,0 +1,258 @@
+"""The settings file: parsed once, all its mistakes reported together, each with its place.
+
+Settings never set a stage: stages are state and are changed by verbs only.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from bridges.interfaces import model
+
+DEFAULT_PATH: Final = Path("/etc/xcp-bridge/bridge.toml")
+_LATER: Final = {"console": "the console", "framed": "the framed JSON socket"}
+
+
+class SettingsError(Exception):
+    """The settings cannot be used. `problems` has one line per mistake: the place, what is there, what was expected."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+@dataclass(frozen=True, slots=True)
+class LegacyUnit:
+    """The legacy daemon as a systemd unit."""
+
+    unit: str
+
+
+@dataclass(frozen=True, slots=True)
+class LegacyCommands:
+    """The legacy daemon by commands: each returns when its work is done; `pidfile` holds the decimal pid."""
+
+    start: tuple[str, ...]
+    stop: tuple[str, ...]
+    pidfile: Path
+
+
+@dataclass(frozen=True, slots=True)
+class HttpDoorSettings:
+    """`socket` is where callers connect; `legacy` is where the legacy daemon's own socket stands while ours is there."""
+
+    socket: Path
+    legacy: Path
+    dialect: str = "rpclib"
+    listen: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSettings:
+    name: str
+    legacy: LegacyUnit | LegacyCommands | None = None
+    xenstore: str | None = None
+    http: HttpDoorSettings | None = None
+    reach: Literal["http", "xenstore"] = "http"
+    stale_at_start: Literal["refuse", "execute"] = "refuse"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All of the settings, checked. Paths are absolute."""
+
+    bus_address: str = "unix:path=/run/xcp/bus"
+    xenstore_socket: str = "/var/run/xenstored/socket"
+    state_directory: Path = Path("/var/lib/xcp-bridge")
+    control_socket: Path = Path("/run/xcp-bridge/control")
+    services: dict[str, ServiceSettings] = field(default_factory=dict)
+
+
+def load(path: Path, environment: dict[str, str]) -> Settings:
+    """The settings of a file. Raises SettingsError; XCP_BUS_ADDRESS in the environment stands above the file."""
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no UTF-8 text"
+        raise SettingsError([f"{path}: cannot be read: {reason}"]) from None
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError([f"{path}: {error}"]) from None
+    try:
+        return parse(data, environment)
+    except SettingsError as error:
+        raise SettingsError([f"{path}: {problem}" for problem in error.problems]) from None
+
+
+def parse(data: dict[str, Any], environment: dict[str, str]) -> Settings:
+    """The settings of a parsed mapping. Raises SettingsError with every mistake."""
+    problems: list[str] = []
+    top = _Table("", data, problems)
+    bus, store = top.table("bus"), top.table("xenstore")
+    state, control = top.table("state"), top.table("control")
+    services = top.table("services")
+    settings = Settings(
+        bus_address=environment.get("XCP_BUS_ADDRESS") or bus.text("address", "unix:path=/run/xcp/bus"),
+        xenstore_socket=store.text("socket", "/var/run/xenstored/socket"),
+        state_directory=state.path("directory", Path("/var/lib/xcp-bridge")),
+        control_socket=control.path("socket", Path("/run/xcp-bridge/control")),
+        services={name: _service(name, services.table(name)) for name in services.names()},
+    )
+    for table in (top, bus, store, state, control):
+        table.refuse_the_rest()
+    _refuse_shared_doors(settings, problems)
+    if problems:
+        raise SettingsError(problems)
+    return settings
+
+
+def _service(name: str, table: _Table) -> ServiceSettings:
+    if name not in model.available():
+        table.problem("", f"no interface is written down for {name!r}; known: {', '.join(model.available())}")
+    http = table.table("http") if table.has("http") else None
+    settings = ServiceSettings(
+        name=name,
+        legacy=_legacy(table.table("legacy")) if table.has("legacy") else None,
+        xenstore=table.text("xenstore", "") or None,
+        http=_http(http) if http else None,
+        reach="xenstore" if table.choice("reach", ("http", "xenstore"), "http") == "xenstore" else "http",
+        stale_at_start="execute"
+        if table.choice("stale_at_start", ("refuse", "execute"), "refuse") == "execute"
+        else "refuse",
+    )
+    table.refuse_the_rest()
+    if settings.http is None and settings.xenstore is None:
+        table.problem("", "needs a legacy door: xenstore or http")
+    if settings.reach == "xenstore" and settings.xenstore is None:
+        table.problem("reach", "xenstore is no door of this service")
+    if settings.xenstore and ("/" in settings.xenstore or settings.xenstore == "xenstore"):
+        table.problem("xenstore", f"expected the name of a tree such as 'squeezed', got {settings.xenstore!r}")
+    return settings
+
+
+def _legacy(table: _Table) -> LegacyUnit | LegacyCommands | None:
+    if table.has("unit"):
+        unit = table.text("unit", "")
+        table.refuse_the_rest()
+        return LegacyUnit(unit)
+    if not table.has("start"):
+        table.problem("", "expected unit, or start, stop and pidfile")
+        return None
+    commands = LegacyCommands(table.command("start"), table.command("stop"), table.path("pidfile", None))
+    table.refuse_the_rest()
+    return commands
+
+
+def _http(table: _Table) -> HttpDoorSettings:
+    path = table.path("socket", None)
+    settings = HttpDoorSettings(
+        socket=path,
+        legacy=table.path("legacy", path.with_name(path.name + ".legacy")),
+        dialect=table.choice("dialect", ("rpclib",), "rpclib"),
+        listen=table.addresses("listen"),
+    )
+    table.refuse_the_rest()
+    if settings.legacy.parent != settings.socket.parent:
+        table.problem(
+            "legacy", "must be in the directory of socket: it is made by a hard link and given back by a rename"
+        )
+    elif settings.legacy == settings.socket:
+        table.problem("legacy", "must differ from socket")
+    return settings
+
+
+def _refuse_shared_doors(settings: Settings, problems: list[str]) -> None:
+    seen: dict[str, str] = {}
+    for service in settings.services.values():
+        paths = [str(service.http.socket), str(service.http.legacy)] if service.http else []
+        for door in [*paths, *([f"/{service.xenstore}"] if service.xenstore else [])]:
+            if door in seen and seen[door] != service.name:
+                problems.append(f"services.{service.name}: {door} is also a door of {seen[door]}")
+            seen[door] = service.name
+
+
+class _Table:
+    """A table of the settings, read key by key; what is wrong is noted with its place and reading goes on."""
+
+    def __init__(self, place: str, data: dict[str, Any], problems: list[str]) -> None:
+        self._place = place
+        self._data = data
+        self._left = dict(data)
+        self._problems = problems
+
+    def problem(self, key: str, text: str) -> None:
+        self._problems.append(f"{'.'.join(part for part in (self._place, key) if part)}: {text}")
+
+    def has(self, key: str) -> bool:
+        return key in self._data
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._data)
+
+    def table(self, key: str) -> _Table:
+        value = self._left.pop(key, {})
+        place = f"{self._place}.{key}" if self._place else key
+        if not isinstance(value, dict):
+            self.problem(key, f"expected a table, got {value!r}")
+            value = {}
+        return _Table(place, value, self._problems)
+
+    def text(self, key: str, default: str) -> str:
+        found: str = self._read(key, default, "text", lambda value: isinstance(value, str) and bool(value))
+        return found
+
+    def path(self, key: str, default: Path | None) -> Path:
+        if default is None and not self.has(key):
+            self.problem(key, "is missing: expected an absolute path")
+            return Path("/")
+        return Path(
+            self._read(
+                key, str(default), "an absolute path", lambda value: isinstance(value, str) and value.startswith("/")
+            )
+        )
+
+    def choice(self, key: str, choices: tuple[str, ...], default: str) -> str:
+        found: str = self._read(key, default, " or ".join(repr(c) for c in choices), lambda value: value in choices)
+        return found
+
+    def command(self, key: str) -> tuple[str, ...]:
+        if not self.has(key):
+            self.problem(key, "is missing: expected a command as a list of texts")
+        words = self._read(
+            key,
+            [],
+            "a command as a list of texts",
+            lambda v: isinstance(v, list) and bool(v) and all(isinstance(w, str) for w in v),
+        )
+        return tuple(words)
+
+    def addresses(self, key: str) -> tuple[tuple[str, int], ...]:
+        found: list[tuple[str, int]] = []
+        for value in self._read(key, [], "a list of addresses", lambda v: isinstance(v, list)):
+            scheme, _, rest = value.partition(":") if isinstance(value, str) else ("", "", "")
+            host, _, port = rest.rpartition(":")
+            if scheme != "tcp" or not host or not port.isdecimal() or int(port) > 65535:
+                self.problem(key, f"expected 'tcp:HOST:PORT', got {value!r}")
+            else:
+                found.append((host.strip("[]"), int(port)))
+        return tuple(found)
+
+    def refuse_the_rest(self) -> None:
+        for key in self._left:
+            if key in _LATER:
+                self.problem(key, f"{_LATER[key]} is not available in this version; remove the key")
+            else:
+                known = ", ".join(sorted(set(self._data) - set(self._left)))
+                self.problem(key, "unknown key" + (f"; known here: {known}" if known else ""))
+
+    def _read(self, key: str, default: Any, expected: str, fits: Callable[[Any], bool]) -> Any:
+        value = self._left.pop(key, default)
+        if key in self._data and not fits(value):
+            self.problem(key, f"expected {expected}, got {value!r}")
+            return default
+        return value
