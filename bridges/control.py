@@ -79,7 +79,7 @@ class Control:
         endpoints, target = self._find(service, stage)
         settings = endpoints.settings
         steps: list[str] = []
-        here = endpoints.standing.stage
+        here = endpoints.situation.standing.stage
         for there in cutover.moves(here, target):
             parts = cutover.plan(here, there, sockets=settings.http is not None, tree=settings.xenstore is not None)
             steps += [f"{here} to {there}: {part}" for part in parts]

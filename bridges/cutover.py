@@ -94,7 +94,10 @@ def outcome(origin: Stage, target: Stage, reached: Step) -> Stage:
 
 
 def plan(origin: Stage, target: Stage, *, sockets: bool, tree: bool) -> tuple[str, ...]:
-    """What a flip will do, in order, in words for an operator. `sockets` and `tree`: which legacy doors the service has."""
+    """What a flip will do, in order, in words for an operator.
+
+    `sockets` and `tree` say which legacy doors the service has.
+    """
     steps: list[str] = []
     before, after = MEANINGS[origin], MEANINGS[target]
     if before.authority is not after.authority or after.bus is Keeper.CLOSED:

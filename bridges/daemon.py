@@ -11,8 +11,9 @@ from typing import Final
 
 from bridges.control import BUS_NAME, Control, ControlObject, ControlSocket
 from bridges.cutover import MEANINGS
-from bridges.endpoints import DoorError, Endpoints
+from bridges.endpoints import Endpoints
 from bridges.settings import Settings
+from bridges.situation import DoorError
 from bridges.state import Standing, State
 from dbus_side.bus import Bus
 from dbus_side.errors import BusError

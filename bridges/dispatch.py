@@ -59,13 +59,27 @@ class Dispatch:
         self._idle = asyncio.Event()
         self._idle.set()
 
+    def status(self) -> dict[str, object]:
+        """The counters, JSON-ready. admitted = answered + in_flight + in_doubt + abandoned."""
+        counters = self.counters
+        return {
+            "calls": {
+                "admitted": counters.admitted,
+                "answered": counters.answered,
+                "in_flight": self.in_flight,
+                "in_doubt": counters.in_doubt,
+                "abandoned": counters.abandoned,
+                "held": self._held,
+                "refused": counters.refused,
+            },
+            "by_door": dict(counters.by_door),
+            "by_side": dict(counters.by_side),
+            "faults": dict(counters.faults),
+        }
+
     @property
     def in_flight(self) -> int:
         return len(self._in_flight) + len(self._long_polls)
-
-    @property
-    def held(self) -> int:
-        return self._held
 
     def hold(self) -> None:
         """Closes the gate: calls that come from now on wait."""

@@ -42,7 +42,8 @@ class Fault(Exception):
     """A call's failure, neutral of protocol.
 
     `code` is the service's own code as on the wire (DECLARED, UNDECLARED), else empty. `argument` is what the
-    constructor carries, by its declared type (DECLARED) or as the wire said (UNDECLARED).
+    constructor carries, by its declared type (DECLARED), or the list of what followed the code on the wire, None when
+    nothing did (UNDECLARED).
     """
 
     def __init__(self, kind: Kind, text: str, *, code: str = "", argument: Value = None) -> None:
@@ -74,7 +75,7 @@ OURS: Final = frozenset(
     }
 )
 
-# What D-Bus itself says for the same things. NoReply and Disconnected come when the daemon died with the call in its hands.
+# What D-Bus itself says for the same things. NoReply and Disconnected come when the daemon died with the call in hand.
 FROM_DBUS: Final = {
     "org.freedesktop.DBus.Error.UnknownMethod": Kind.UNKNOWN_METHOD,
     "org.freedesktop.DBus.Error.UnknownObject": Kind.UNKNOWN_METHOD,

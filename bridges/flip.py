@@ -17,8 +17,9 @@ from typing import Final
 
 from bridges import cutover
 from bridges.cutover import IllegalMove, Stage, Step
-from bridges.endpoints import DoorError, Endpoints
+from bridges.endpoints import Endpoints
 from bridges.legacy_daemon import LegacyError, Process
+from bridges.situation import DoorError
 from bridges.state import Order, Standing, State
 from dbus_side.errors import BusError
 from xenstore_rpc.errors import XenstoreError
@@ -61,7 +62,7 @@ class Flip:
     async def run(self, target: Stage) -> Receipt:
         """Moves to the neighbouring stage `target`. Raises FlipRefused; the caller holds the service's lock."""
         endpoints = self._endpoints
-        origin = endpoints.standing
+        origin = endpoints.situation.standing
         committed = Standing(target, origin.epoch + 1)
         self._number = self._state.begin(endpoints.name, origin, target, self._order)
         moves = {
@@ -114,9 +115,9 @@ class Flip:
     async def _off_to_relay(self, committed: Standing) -> None:
         endpoints = self._endpoints
         async with AsyncExitStack() as undo:
-            endpoints.connect_bus()
-            undo.push_async_callback(endpoints.disconnect_bus)
-            await endpoints.own_name()
+            endpoints.bus.connect(endpoints.tasks)
+            undo.push_async_callback(endpoints.bus.disconnect)
+            await endpoints.bus.own_name()
             await endpoints.take_sockets()
             undo.push_async_callback(endpoints.give_sockets_back)
             self._commit(committed)
@@ -130,7 +131,7 @@ class Flip:
         # The legacy daemon is the authority before and after: what is left is to get out of the way.
         self._resume()
         await endpoints.give_sockets_back()
-        await endpoints.disconnect_bus()
+        await endpoints.bus.disconnect()
 
     async def _relay_to_live(self, committed: Standing) -> None:
         endpoints = self._endpoints
@@ -138,7 +139,7 @@ class Flip:
             raise LegacyError(
                 f"services.{endpoints.name}.legacy is not set: the legacy daemon could not be stopped or brought back"
             )
-        await endpoints.candidate()
+        await endpoints.bus.candidate()
         process = await endpoints.legacy.process()
         try:
             self._reached(Step.PREPARED)
@@ -151,23 +152,23 @@ class Flip:
         finally:
             process.close()
         try:
-            await endpoints.assume(committed.epoch)
-            await endpoints.hand_name_over()
+            await endpoints.bus.assume(committed.epoch)
+            await endpoints.bus.hand_name_over()
         except OUTCOMES:
             await self._bring_legacy_back(committed.epoch)
             raise
         self._reached(Step.HANDED_OVER)
         self._commit(committed)
         self._resume()
-        if endpoints.settings.xenstore is not None:
-            endpoints.serve_tree()
+        if endpoints.tree is not None:
+            endpoints.tree.serve(endpoints.tasks)
 
     async def _fence_legacy(self, process: Process) -> None:
         endpoints = self._endpoints
         await endpoints.legacy.forbid()
         try:
-            if endpoints.settings.xenstore is not None:
-                await endpoints.take_tree(process, accept_in_doubt=self._accept_in_doubt)
+            if endpoints.tree is not None:
+                await endpoints.tree.take(process, accept_in_doubt=self._accept_in_doubt)
             else:
                 await endpoints.legacy.stop(process)
         except OUTCOMES:
@@ -178,29 +179,28 @@ class Flip:
         """After the fence the candidate failed us: fence it, then start the legacy daemon again."""
         endpoints = self._endpoints
         try:
-            await endpoints.own_name(replace=True)
-            await endpoints.yield_(epoch)
+            await endpoints.bus.own_name(replace=True)
+            await endpoints.bus.yield_(epoch)
             self._reached(Step.DRAINED)
             await endpoints.start_legacy()
-            await endpoints.leave_tree()
+            await self._leave_tree()
         except OUTCOMES as error:
-            endpoints.alarms["NO_AUTHORITY"] = f"neither side executes: {error}"
-            LOG.error("%s: the legacy daemon could not be brought back: %s", endpoints.name, error)
+            endpoints.situation.alarm("NO_AUTHORITY", f"neither side executes: {error}")
 
     async def _live_to_relay(self, committed: Standing) -> None:
         endpoints = self._endpoints
-        epoch = endpoints.standing.epoch
+        epoch = endpoints.situation.standing.epoch
         self._reached(Step.PREPARED)
-        if not await endpoints.drain_tree(DRAIN_SECONDS):
-            await endpoints.serve_tree_again()
+        if endpoints.tree is not None and not await endpoints.tree.drain(DRAIN_SECONDS):
+            await self._serve_tree_again()
             raise DoorError(f"requests of the tree are still in flight after {DRAIN_SECONDS:.0f} s; try again later")
         self._hold()
         self._reached(Step.HELD)
         try:
             await self._drain()
             self._reached(Step.DRAINED)
-            await endpoints.own_name(replace=True)
-            await endpoints.yield_(epoch)
+            await endpoints.bus.own_name(replace=True)
+            await endpoints.bus.yield_(epoch)
         except OUTCOMES:
             await self._let_daemon_go_on(epoch)
             raise
@@ -213,18 +213,25 @@ class Flip:
             await self._let_daemon_go_on(epoch)
             raise
         self._reached(Step.HANDED_OVER)
-        await endpoints.leave_tree()
+        await self._leave_tree()
         self._commit(committed)
 
     async def _let_daemon_go_on(self, epoch: int) -> None:
         endpoints = self._endpoints
         try:
-            await endpoints.assume(epoch)
-            await endpoints.hand_name_over()
+            await endpoints.bus.assume(epoch)
+            await endpoints.bus.hand_name_over()
         except OUTCOMES as error:
-            endpoints.alarms["NO_AUTHORITY"] = f"the bus daemon did not take up again: {error}"
-            LOG.error("%s: %s", endpoints.name, endpoints.alarms["NO_AUTHORITY"])
-        await endpoints.serve_tree_again()
+            endpoints.situation.alarm("NO_AUTHORITY", f"the bus daemon did not take up again: {error}")
+        await self._serve_tree_again()
+
+    async def _serve_tree_again(self) -> None:
+        if self._endpoints.tree is not None:
+            await self._endpoints.tree.serve_again(self._endpoints.tasks)
+
+    async def _leave_tree(self) -> None:
+        if self._endpoints.tree is not None:
+            await self._endpoints.tree.leave()
 
     async def _end_legacy_again(self) -> None:
         """A legacy daemon that came up without its doors must be seen to end before the bus daemon goes on."""
@@ -242,12 +249,12 @@ async def move(
     endpoints: Endpoints, state: State, target: Stage, order: Order, *, accept_in_doubt: bool = False
 ) -> list[Receipt]:
     """Moves a service to a stage, by one flip forward or any number back. Raises IllegalMove or FlipRefused."""
-    async with endpoints.lock:
+    async with endpoints.situation.lock:
         receipts = []
         try:
-            stages = cutover.moves(endpoints.standing.stage, target)
+            stages = cutover.moves(endpoints.situation.standing.stage, target)
         except IllegalMove as error:
-            number = state.begin(endpoints.name, endpoints.standing, target, order)
+            number = state.begin(endpoints.name, endpoints.situation.standing, target, order)
             state.refuse(number, f"refused: {error}")
             raise
         for stage in stages:

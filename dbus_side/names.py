@@ -57,10 +57,7 @@ def candidate_name(service: str) -> str:
 
 def object_path(service: str, object_name: str) -> str:
     """`storage`, `DATA.MIRROR` is `/org/xen/xcp/storage/DATA/MIRROR`. Raises NameInvalid."""
-    path = f"/{_PREFIX}.{service}.{object_name}".replace(".", "/")
-    if not is_object_path(path):
-        raise NameInvalid("object path", path)
-    return path
+    return "/" + _interface(f"{_PREFIX}.{service}.{object_name}").replace(".", "/")
 
 
 def service_path(service: str) -> str:

@@ -1,0 +1,203 @@
+"""A service on the bus: its own connection, its name, and the candidate that is to own the name one day.
+
+One connection per service, since a bus policy's `send_destination` matches every name of a connection. The bridge is
+never queued for a name. A connection that was lost is made anew; the name and the candidate are looked after again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final
+
+from bridges.backends import BusDaemon
+from bridges.cutover import Keeper, Stage
+from bridges.situation import DoorError, Situation
+from dbus_side import names
+from dbus_side.bus import Bus
+from dbus_side.errors import BusError, BusRefused, BusUnreachable
+from dbus_side.exported import ObjectTree
+from dbus_side.messages import NameOutcome
+
+LOG: Final = logging.getLogger("bridges.bus_presence")
+
+CANDIDATE: Final = "org.xen.xcp.Candidate1"
+PATIENCE: Final = 10.0
+FIRST_PAUSE: Final = 0.1
+LONGEST_PAUSE: Final = 5.0
+
+
+class BusPresence:
+    """One service's part of the bus. `daemon` is the backend that uses the same connection."""
+
+    def __init__(self, situation: Situation, address: str, objects: ObjectTree, daemon: BusDaemon) -> None:
+        self._situation = situation
+        self._address = address
+        self._objects = objects
+        self._daemon = daemon
+        self._name = names.service_name(situation.service)
+        self._candidate_name = names.candidate_name(situation.service)
+        self._bus: Bus | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._ready = asyncio.Event()
+        self._owner_changed = asyncio.Event()
+        self._assumed_by: str | None = None
+
+    def connect(self, tasks: asyncio.TaskGroup) -> None:
+        """Starts keeping the connection."""
+        if self._task is None:
+            self._task = tasks.create_task(self._keep(), name=f"bus of {self._situation.service}")
+
+    async def disconnect(self) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+
+    async def _keep(self) -> None:
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                await self._be_there()
+            except (BusError, OSError) as error:
+                self._situation.alarm("BUS_LOST", str(error))
+            pause = FIRST_PAUSE if self._ready.is_set() else min(LONGEST_PAUSE, pause * 2)
+            self._ready.clear()
+            await asyncio.sleep(pause)
+
+    async def _be_there(self) -> None:
+        bus = await Bus.connect(self._address)
+        try:
+            bus.serve(self._objects.answer)
+            await bus.track_owner(self._candidate_name, self._note_owner)
+            await bus.track_owner(self._name, self._note_owner)
+            self._assumed_by = None
+            self._bus = self._daemon.bus = bus
+            if self._situation.meaning.bus is Keeper.BRIDGE:
+                await self._own_again(bus)
+            self._ready.set()
+            self._situation.calm("BUS_LOST")
+            async with asyncio.TaskGroup() as watching:
+                keeper = watching.create_task(self._keep_candidate(bus), name=f"candidate of {self._situation.service}")
+                await bus.wait_lost()
+                keeper.cancel()
+            raise BusUnreachable("the connection was lost")
+        finally:
+            self._bus = self._daemon.bus = None
+            await bus.close()
+
+    def _note_owner(self, _owner: str | None) -> None:
+        self._owner_changed.set()
+
+    async def _keep_candidate(self, bus: Bus) -> None:
+        """In live, a candidate that appears gets Assume: the bus daemon was restarted, or we were."""
+        situation = self._situation
+        while True:
+            async with situation.lock:
+                owner = bus.owner(self._candidate_name)
+                if owner is None:
+                    self._assumed_by = None
+                if situation.standing.stage is Stage.LIVE:
+                    if owner is None:
+                        situation.alarm(
+                            "NO_AUTHORITY", "the bus daemon is gone; callers get Unavailable until it is back"
+                        )
+                    elif owner != self._assumed_by:
+                        try:
+                            await self.assume(situation.standing.epoch)
+                            situation.calm("NO_AUTHORITY")
+                        except (DoorError, BusError) as error:
+                            situation.alarm("NO_AUTHORITY", str(error))
+            await self._owner_changed.wait()
+            self._owner_changed.clear()
+
+    async def look(self) -> None:
+        """What the stage demands of the name, once more: another owner may have left it meanwhile."""
+        if self._situation.meaning.bus is Keeper.BRIDGE and self._bus is not None:
+            await self._own_again(self._bus)
+
+    async def _own_again(self, bus: Bus) -> None:
+        if bus.owner(self._name) == bus.unique_name:
+            return
+        outcome = await bus.request_name(self._name)
+        if outcome in (NameOutcome.OWNER, NameOutcome.ALREADY_OWNER):
+            self._situation.calm("NAME_TAKEN")
+        else:
+            owner = bus.owner(self._name)
+            self._situation.alarm("NAME_TAKEN", f"{self._name} is owned by {owner} although legacy is the authority")
+
+    async def connection(self) -> Bus:
+        """The connection, waited for. Raises DoorError."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self._ready.wait()
+        except TimeoutError:
+            raise DoorError(f"the bus at {self._address} cannot be reached") from None
+        if self._bus is None:
+            raise DoorError(f"the bus at {self._address} was lost")
+        return self._bus
+
+    async def own_name(self, *, replace: bool = False) -> None:
+        """Owns the service's name, without ALLOW_REPLACEMENT. Raises DoorError when another owns it."""
+        bus = await self.connection()
+        outcome = await bus.request_name(self._name, replace_existing=replace)
+        if outcome not in (NameOutcome.OWNER, NameOutcome.ALREADY_OWNER):
+            raise DoorError(f"{self._name} is owned by {bus.owner(self._name)}; that daemon must leave it first")
+
+    async def candidate(self) -> str:
+        """The unique name of the bus daemon under migration. Raises DoorError when there is none."""
+        owner = (await self.connection()).owner(self._candidate_name)
+        if owner is None:
+            raise DoorError(f"nobody owns {self._candidate_name}: start the bus daemon first")
+        return owner
+
+    async def assume(self, epoch: int) -> None:
+        """Tells the candidate that it is the authority, and sees that it has asked for the name. Raises DoorError."""
+        owner = await self.candidate()
+        await self._tell(owner, "Assume", epoch)
+        bus = await self.connection()
+        if bus.owner(self._name) != owner and owner not in await self._queued_owners(bus):
+            raise DoorError(f"the candidate took Assume but did not request {self._name}")
+        self._assumed_by = owner
+
+    async def yield_(self, epoch: int) -> None:
+        """Tells the bus daemon that it is the authority no more; when this returns it has finished what it had."""
+        owner = (await self.connection()).owner(self._candidate_name)
+        self._assumed_by = None
+        if owner is not None:
+            await self._tell(owner, "Yield", epoch)
+
+    async def hand_name_over(self) -> None:
+        """Releases the name to the queued candidate and sees that it owns it. Raises DoorError."""
+        bus = await self.connection()
+        wanted = await self.candidate()
+        await bus.release_name(self._name)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while bus.owner(self._name) != wanted:
+                    self._owner_changed.clear()
+                    await self._owner_changed.wait()
+        except TimeoutError:
+            raise DoorError(f"{self._name} did not pass to the candidate {wanted}") from None
+
+    def owner_of_candidate(self) -> str | None:
+        """The candidate's unique name as far as is known now."""
+        return None if self._bus is None else self._bus.owner(self._candidate_name)
+
+    async def _tell(self, owner: str, member: str, epoch: int) -> None:
+        bus = await self.connection()
+        path = names.service_path(self._situation.service)
+        try:
+            await bus.call(owner, path, CANDIDATE, member, "t", (epoch,), timeout=PATIENCE)
+        except BusError as error:
+            raise DoorError(f"the candidate {owner} did not accept {member}({epoch}): {error}") from None
+
+    async def _queued_owners(self, bus: Bus) -> list[str]:
+        """Who waits for the name; nobody when it has no owner."""
+        driver = "org.freedesktop.DBus"
+        path = "/org/freedesktop/DBus"
+        try:
+            reply = await bus.call(driver, path, driver, "ListQueuedOwners", "s", (self._name,), timeout=PATIENCE)
+        except BusRefused:
+            return []
+        return list(reply.body[0])
