@@ -1,0 +1,175 @@
+"""Owning a Unix socket's address without a moment in which nobody listens there, and connecting to short queues.
+
+To take PATH from a daemon: listen at PATH.new, hard-link PATH to LEGACY, rename PATH.new to PATH. The daemon keeps its
+socket under the name LEGACY. To give it back: rename LEGACY to PATH. Each step is atomic, and after a crash between any
+two of them `take` or `release` finds out from the file system what remains to be done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import stat
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+from xmlrpc_gateway.errors import AddressTaken
+
+_QUEUE: Final = 1024  # as many as xapi lets wait; xcp-idl services listen with 5
+_FIRST_DELAY: Final = 0.001
+_LONGEST_DELAY: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class OwnedSocket:
+    """A listening socket of ours and where its file stands. `device` and `inode` are the file's when it was bound.
+
+    They cannot be asked of the socket: its descriptor has an inode of its own.
+    """
+
+    path: Path
+    legacy_path: Path
+    socket: socket.socket
+    device: int
+    inode: int
+
+
+class Returned(StrEnum):
+    """What was done to an address that is not ours any more."""
+
+    GIVEN_BACK = "given back"  # the legacy daemon's socket is at PATH again
+    REMOVED = "removed"  # PATH was ours and no daemon stood behind it
+    LEFT = "left alone"  # somebody else serves PATH already; a stale LEGACY is gone
+    NOTHING = "nothing to do"
+
+
+def take(path: Path, legacy_path: Path) -> OwnedSocket:
+    """Listens at `path`; a daemon that listens there stays reachable at `legacy_path`.
+
+    A socket at `path` that nobody serves, left by a crash of ours or of the daemon, is replaced. Raises AddressTaken
+    when both paths are served, OSError for what the file system refuses.
+    """
+    found = _socket_status(path)
+    # The same file under both names: an earlier `take` ended after its first step.
+    if found is not None and not _same(path, legacy_path) and _is_served(path):
+        if _is_served(legacy_path):
+            raise AddressTaken(f"{path} and {legacy_path} are both served: another bridge is at work")
+        _link(path, legacy_path)
+    new = path.with_name(f"{path.name}.new")
+    new.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(str(new))
+        if found is not None:
+            new.chmod(stat.S_IMODE(found.st_mode))
+            os.chown(new, found.st_uid, found.st_gid)
+        listener.listen(_QUEUE)
+        listener.settimeout(0)
+        bound = new.stat()
+        new.rename(path)
+    except BaseException:
+        listener.close()
+        new.unlink(missing_ok=True)
+        raise
+    return OwnedSocket(path, legacy_path, listener, bound.st_dev, bound.st_ino)
+
+
+def is_ours(owned: OwnedSocket) -> bool:
+    """Whether the file at its path is still the socket that we bound; a restarted daemon binds over it."""
+    try:
+        found = owned.path.lstat()
+    except FileNotFoundError:
+        return False
+    return (found.st_dev, found.st_ino) == (owned.device, owned.inode)
+
+
+def give_back(owned: OwnedSocket) -> Returned:
+    """Puts the daemon's socket back. Ours goes on listening to those already in its queue; its owner closes it."""
+    if not is_ours(owned):
+        owned.legacy_path.unlink(missing_ok=True)
+        return Returned.LEFT
+    try:
+        owned.legacy_path.rename(owned.path)
+    except FileNotFoundError:
+        owned.path.unlink()
+        return Returned.REMOVED
+    return Returned.GIVEN_BACK
+
+
+def release(path: Path, legacy_path: Path) -> Returned:
+    """Gives an address back on behalf of a process that ended without doing so."""
+    path.with_name(f"{path.name}.new").unlink(missing_ok=True)
+    if _socket_status(legacy_path) is None:
+        return Returned.NOTHING
+    if _same(path, legacy_path) or (_is_served(path) and not _is_served(legacy_path)):
+        # Never taken, or the daemon was restarted meanwhile and bound its path itself.
+        legacy_path.unlink()
+        return Returned.LEFT
+    legacy_path.rename(path)
+    return Returned.GIVEN_BACK
+
+
+async def connect_unix(path: str) -> socket.socket:
+    """A connected non-blocking stream socket; waits while the listener's queue is full. Raises OSError.
+
+    On Unix sockets a full queue is EAGAIN, which is not "in progress": asyncio's own connect takes it for success
+    (measured with 3.11: 34 of 40 such connections were none). How long to wait is for the caller to limit.
+    """
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.settimeout(0)
+        delay = _FIRST_DELAY
+        while True:
+            try:
+                connection.connect(path)
+            except BlockingIOError:
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, _LONGEST_DELAY)
+            else:
+                return connection
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _socket_status(path: Path) -> os.stat_result | None:
+    """The status of the socket at `path`, through symbolic links; None if there is nothing. Raises AddressTaken."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISSOCK(found.st_mode):
+        raise AddressTaken(f"{path}: expected a socket, got a file of another kind")
+    return found
+
+
+def _is_served(path: Path) -> bool:
+    """Whether somebody listens there. A full queue counts: it has an owner."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(0)
+        try:
+            probe.connect(str(path))
+        except BlockingIOError:
+            return True
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+    return True
+
+
+def _same(path: Path, legacy_path: Path) -> bool:
+    """Whether both are names of one file. Renaming one to the other would then do nothing."""
+    try:
+        return path.samefile(legacy_path)
+    except FileNotFoundError:
+        return False
+
+
+def _link(path: Path, legacy_path: Path) -> None:
+    """Makes `legacy_path` another name of `path`, in one step even where a stale socket has that name."""
+    spare = legacy_path.with_name(f"{legacy_path.name}.new")
+    spare.unlink(missing_ok=True)
+    spare.hardlink_to(path)
+    spare.rename(legacy_path)
