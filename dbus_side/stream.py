@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
-from typing import Final
+from typing import Final, cast
 
 from dbus_side.addresses import TcpAddress, UnixAddress
 from dbus_side.errors import BusLost
@@ -52,7 +52,9 @@ class Stream(asyncio.Protocol):
             where = address.path if isinstance(address, UnixAddress) else (address.host, address.port)
             await loop.sock_connect(connection, where)
             await _authenticate(loop, connection)
-            await loop.create_connection(lambda: self, sock=connection)
+            # uvloop tells the two apart even for a socket that is connected already.
+            attach = loop.create_unix_connection if unix else loop.create_connection
+            await attach(lambda: self, sock=connection)
         except BaseException:
             connection.close()
             raise
@@ -92,7 +94,7 @@ class Stream(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Asyncio: the socket is ours."""
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
         transport.set_write_buffer_limits(high=_WAIT_ABOVE)
         self._transport = transport
         self._writable.set()

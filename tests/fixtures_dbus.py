@@ -16,9 +16,10 @@ _SHIPPED = Path(__file__).parents[1] / "deploy" / "xcp-bus.conf"
 
 
 class BusDaemon:
-    """A running dbus-daemon: its address, and a way to end it early."""
+    """A running dbus-daemon: its address, the directory of its configuration, and a way to end it early."""
 
     def __init__(self, directory: Path) -> None:
+        self.directory = directory
         configuration = directory / "bus.conf"
         text = _SHIPPED.read_text()
         replaced = {
