@@ -112,7 +112,7 @@ async def _backend(
         try:
             daemon.bus = await Bus.connect(settings.bus_address)
         except (BusError, OSError) as error:
-            raise Fault(Kind.UNAVAILABLE, f"bus {settings.bus_address}: {error}") from None
+            raise Fault(Kind.UNAVAILABLE, str(error)) from None
         try:
             yield daemon
         finally:

@@ -1,7 +1,7 @@
 """Who can answer a call: the legacy daemon over HTTP or over xenstore, or the bus daemon.
 
-Each backend takes a neutral call and gives the neutral result or raises Fault. None of them ever sends a call twice. When
-a write was handed over and its answer did not come, the fault is IN_DOUBT; a read in the same place is merely unavailable.
+Each backend takes a neutral call and gives the neutral result or raises Fault. None of them ever sends a call twice.
+When a write was handed over and its answer did not come, the fault is IN_DOUBT; a read is merely unavailable then.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class LegacyOverXenstore:
         try:
             response = await self._caller.call(function, arguments, timeout=remaining(call))
         except ServerNotRegistered as error:
-            raise Fault(Kind.UNAVAILABLE, f"the legacy daemon is not registered in the store: {error}") from None
+            raise Fault(Kind.UNAVAILABLE, str(error)) from None
         except CallTimedOut as error:
             raise late(call, f"the legacy daemon did not answer in time: {error}") from None
         except StoreLost as error:

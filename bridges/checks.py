@@ -82,10 +82,8 @@ async def _xenstore(settings: Settings) -> Finding:
     store = Store(settings.xenstore_socket)
     try:
         await store.connect()
-        registered = []
-        for service in settings.services.values():
-            if service.xenstore is not None:
-                registered.append(f"/{service.xenstore}/pid {await _pid(store, service.xenstore)}")
+        trees = [service.xenstore for service in settings.services.values() if service.xenstore is not None]
+        registered = [f"/{tree}/pid {await _pid(store, tree)}" for tree in trees]
     except (XenstoreError, OSError) as error:
         return Finding(place, Verdict.BAD, str(error), "start xenstored, or set [xenstore] socket")
     finally:
@@ -188,7 +186,7 @@ def _start_command(place: str, start: tuple[str, ...], tree: str | None) -> Iter
 
 
 def _message_switch(settings: Settings, path: Path) -> Iterator[Finding]:
-    """Services that talk through message-switch pass our doors by; its diagnostics page lists the queues without a login."""
+    """Services that use message-switch pass our doors by; its diagnostics page lists its queues without a login."""
     if not path.exists():
         return
     place = f"message-switch {path}"

@@ -34,6 +34,8 @@ NO: Final = 1
 WRONG: Final = 2
 UNKNOWN: Final = 3
 
+_COLOURS: Final = {Verdict.GOOD: "green", Verdict.WARNING: "yellow", Verdict.BAD: "red", Verdict.UNKNOWN: "yellow"}
+
 app = typer.Typer(
     name="xcp-bridge",
     help="Moves services of the Xen toolstack to D-Bus, one at a time.",
@@ -119,11 +121,10 @@ def check(
     if as_json:
         print_json([{"place": f.place, "verdict": f.verdict, "text": f.text, "mend": f.mend} for f in findings])
     else:
-        table = Table("place", "verdict", "what is so", "what to do", box=None, pad_edge=False)
-        colours = {Verdict.GOOD: "green", Verdict.WARNING: "yellow", Verdict.BAD: "red", Verdict.UNKNOWN: "yellow"}
         for f in findings:
-            table.add_row(f.place, f"[{colours[f.verdict]}]{f.verdict}[/]", f.text, f.mend)
-        out.print(table)
+            out.print(f"[{_COLOURS[f.verdict]}]{f.verdict:>14}[/]  {f.place}: {f.text}", soft_wrap=True)
+            if f.mend:
+                out.print(f"{'':>14}  -> {f.mend}", soft_wrap=True, markup=False)
     verdicts = {finding.verdict for finding in findings}
     raise typer.Exit(NO if Verdict.BAD in verdicts else UNKNOWN if Verdict.UNKNOWN in verdicts else DONE)
 
@@ -174,41 +175,28 @@ def status(
 
 def _status_table(services: dict[str, dict[str, Any]]) -> Table:
     table = Table(
-        "service",
-        "stage",
-        "authority",
-        "epoch",
-        "doors",
-        "candidate",
-        "calls",
-        "in flight",
-        "in doubt",
-        "faults",
-        "next",
-        box=None,
+        "service", "stage", "authority", "epoch", "doors", "calls", "faults", "next", box=None, pad_edge=False
     )
     for name, service in services.items():
         calls = service["calls"]
-        doors = ", ".join(f"{door}: {keeper}" for door, keeper in service["doors"].items())
-        faults = ", ".join(f"{kind} {count}" for kind, count in service["faults"].items()) or "none"
-        ladder = cutover.LADDER
-        here = ladder.index(Stage(service["stage"]))
-        next_stages = [stage for stage in (*ladder[here + 1 : here + 2], *ladder[here - 1 : here])]
+        counts = [f"{calls['answered']} answered"]
+        counts += [f"{calls[key]} {key.replace('_', ' ')}" for key in _WORTH_SAYING if calls[key]]
+        here = cutover.LADDER.index(Stage(service["stage"]))
         table.add_row(
             name,
             service["stage"],
             service["authority"],
             str(service["epoch"]),
-            doors,
-            "there" if service["candidate"] else "none",
-            str(calls["answered"]),
-            str(calls["in_flight"] + calls["held"]),
-            str(calls["in_doubt"]),
-            faults,
-            " or ".join(next_stages),
+            "\n".join(f"{door}: {keeper}" for door, keeper in service["doors"].items()),
+            "\n".join(counts),
+            "\n".join(f"{kind} {count}" for kind, count in service["faults"].items()) or "none",
+            " or ".join([*cutover.LADDER[here + 1 : here + 2], *cutover.LADDER[max(0, here - 1) : here]]),
             style="red" if service["alarms"] else None,
         )
     return table
+
+
+_WORTH_SAYING: Final = ("in_flight", "held", "in_doubt", "abandoned", "refused")
 
 
 @app.command()
@@ -318,7 +306,7 @@ def idl_show(
     """A method on the legacy side and on the bus."""
     translation = Translation(_service(service))
     names = [method] if method is not None else list(translation.service.method_names)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in names:
         found = translation.service.method(name)
         if found is None:
@@ -339,18 +327,11 @@ def idl_show(
     if as_json:
         print_json(rows)
         return
-    table = Table("method", "effect", "parameters", "D-Bus", "in", "out", box=None)
     for row in rows:
-        parameters = ", ".join(row["parameters"])
-        table.add_row(
-            str(row["method"]),
-            str(row["effect"]),
-            parameters,
-            f"{row['interface']}.{row['member']}",
-            str(row["in"]),
-            str(row["out"]),
+        out.print(f"[bold]{row['method']}[/]({', '.join(row['parameters'])})  {row['effect']}")
+        out.print(
+            f"    {row['path']} {row['interface']}.{row['member']}({row['in']}) -> ({row['out']})", soft_wrap=True
         )
-    out.print(table)
 
 
 @idl.command("xml")

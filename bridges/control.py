@@ -63,10 +63,10 @@ class WrongRequest(Exception):
 class Control:
     """What the verbs do, whichever way they came."""
 
-    def __init__(self, services: Mapping[str, Endpoints], state: State, changed: Callable[[Receipt], None]) -> None:
+    def __init__(self, services: Mapping[str, Endpoints], state: State) -> None:
         self._services = services
         self._state = state
-        self._changed = changed
+        self.on_change: Callable[[Receipt], None] | None = None
 
     def status(self) -> dict[str, dict[str, object]]:
         return {name: endpoints.status() for name, endpoints in self._services.items()}
@@ -95,7 +95,8 @@ class Control:
             raise WrongRequest("a move needs a reason")
         receipts = await move(endpoints, self._state, target, order, accept_in_doubt=accept_in_doubt)
         for receipt in receipts:
-            self._changed(receipt)
+            if self.on_change is not None:
+                self.on_change(receipt)
         return receipts
 
     def _find(self, service: str, stage: str) -> tuple[Endpoints, Stage]:
@@ -187,6 +188,7 @@ class ControlObject:
 
     def __init__(self, control: Control) -> None:
         self._control = control
+        control.on_change = self._stage_changed
         self._objects = ObjectTree()
         self._objects.add(BUS_PATH, INTERFACE, self._answer)
         self._bus: Bus | None = None
@@ -195,7 +197,7 @@ class ControlObject:
         self._bus = bus
         bus.serve(self._objects.answer)
 
-    def stage_changed(self, receipt: Receipt) -> None:
+    def _stage_changed(self, receipt: Receipt) -> None:
         """Tells everybody on the bus; without a bus there is nobody to tell."""
         if self._bus is not None and not self._bus.closed.is_set():
             body = (receipt.service, str(receipt.origin), str(receipt.target), receipt.epoch)

@@ -49,10 +49,8 @@ async def _run(settings: Settings, state: State) -> None:
         standings[name], story = state.recover(name)
         if story is not None:
             LOG.warning("%s: %s", name, story)
-    holder: list[ControlObject] = []
-    control = Control(services, state, lambda receipt: holder[0].stage_changed(receipt))
+    control = Control(services, state)
     control_object = ControlObject(control)
-    holder.append(control_object)
     control_socket = ControlSocket(settings.control_socket, control)
     try:
         await control_socket.open()
@@ -132,7 +130,7 @@ async def _on_bus(settings: Settings, control_object: ControlObject) -> None:
             finally:
                 await bus.close()
         except (BusError, OSError) as error:
-            LOG.warning("bus: %s; next try in %.1f s", error, pause)
+            LOG.warning("%s; next try in %.1f s", error, pause)
         await asyncio.sleep(pause)
         pause = min(5.0, pause * 2)
 

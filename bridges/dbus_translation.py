@@ -5,11 +5,16 @@ What this cannot carry
     * a record member, constructor or method that is not written down: refused by name, never guessed
     * a 63-bit legacy `int` beyond its range, which `x` could hold: refused towards the legacy side
     * whether nothing was said or an absent option was said: both are an absent key
+    * in an untyped value: which integer type a daemon chose, and whether it sent a struct or an array
 
 Shapes (the interface data decides, never the value):
     bool b · int32 i · int, int64 x · float d · string, char s · list aT · map a{sT} · tuple (...) · record a{sv}
-    union without any argument s, else (sv) with "" for a constructor that carries nothing · option outside a record aT of 0 or 1
-    any v · a tuple result is several out arguments · unit is no argument · named options are one last argument `options` a{sv}
+    union without any argument s, else (sv) with "" for a constructor that carries nothing
+    option outside a record aT of 0 or 1 · any v, in it nil is the empty g, an array av, a map a{sv}
+    a tuple result is several out arguments · unit is no argument · named options are one last argument `options` a{sv}
+
+Errors: name `org.xen.xcp.SERVICE.Error.CODE`, body text and then the constructor's arguments. What is not written down
+has its arguments as variants; a code that can be no name goes to `...Error.Other`, with the code behind the text.
 """
 
 from __future__ import annotations
@@ -37,7 +42,7 @@ from dbus_side import introspection, names
 from dbus_side.errors import BusRefused, SignatureMismatch
 from dbus_side.signatures import Variant
 
-# A D-Bus value is whatever the signature beside it says: the bus room's own form, checked there before it is marshalled.
+# A D-Bus value is what the signature beside it says, in the bus room's own form, checked there before it is marshalled.
 Wire = Any
 Convert = Callable[[Any], Any]
 
@@ -271,7 +276,10 @@ class MethodForm:
         return tuple(body)
 
     def read_arguments(self, body: tuple[Wire, ...]) -> dict[str, Value]:
-        """Arguments by parameter name, from a body of `input_signature`. Raises Fault INVALID_ARGUMENT naming the field."""
+        """Arguments by parameter name, from a body of `input_signature`.
+
+        Raises Fault INVALID_ARGUMENT naming the field.
+        """
         arguments: dict[str, Value] = {}
         try:
             for (name, read), value in zip(self._plain_reads, body, strict=False):
@@ -311,69 +319,68 @@ class MethodForm:
             raise Fault(Kind.NOT_REPRESENTABLE, f"{self._method.name}: result: {mismatch.sentence}") from None
 
     def write_fault(self, fault: Fault) -> BusRefused:
-        """The error reply of a fault: name, text message, then the typed arguments."""
-        service = self._method.service
-        if fault.kind is Kind.DECLARED and (case := self._translation.service.errors.get(fault.code)) is not None:
-            if case.argument is None:
-                sig, arguments = "", ()
-            elif isinstance(case.argument, TupleOf):
-                sig = "".join(signature(item) for item in case.argument.items)
-                arguments = self._translation.writer(case.argument)(fault.argument)
-            else:
-                sig = signature(case.argument)
-                arguments = (self._translation.writer(case.argument)(fault.argument),)
-            return BusRefused(names.error_name(service, fault.code), "s" + sig, (fault.text, *arguments))
-        if fault.kind in (Kind.DECLARED, Kind.UNDECLARED):
-            body = (fault.text, fault.code, _any_to_bus(fault.argument))
-            return BusRefused(names.error_name(service, OTHER), "ssv", body)
-        return own_error(fault)
+        """The error reply of a fault: name, text message, then the arguments."""
+        declared = self._translation.service.errors
+        if fault.kind is Kind.DECLARED and fault.code in declared:
+            sig, arguments = self._write_carried(declared[fault.code].argument, fault.argument)
+            return BusRefused(names.error_name(self._method.service, fault.code), "s" + sig, (fault.text, *arguments))
+        if fault.kind not in (Kind.DECLARED, Kind.UNDECLARED):
+            return own_error(fault)
+        carried = fault.argument if isinstance(fault.argument, list) else []
+        variants = [_any_to_bus(item) for item in carried]
+        if fault.code in declared or not names.is_error_name_element(fault.code):
+            body: tuple[Wire, ...] = (fault.text, fault.code, *variants)
+            return BusRefused(names.error_prefix(self._method.service) + OTHER, "ss" + "v" * len(variants), body)
+        name = names.error_name(self._method.service, fault.code)
+        return BusRefused(name, "s" + "v" * len(variants), (fault.text, *variants))
+
+    def _write_carried(self, kind: Type | None, argument: Value) -> tuple[str, tuple[Wire, ...]]:
+        if kind is None:
+            return "", ()
+        written = self._translation.writer(kind)(argument)
+        return (_carried_signature(kind), written) if isinstance(kind, TupleOf) else (signature(kind), (written,))
 
     def read_fault(self, refusal: BusRefused) -> Fault:
         """The fault that an error reply stands for."""
-        text = str(refusal.body[0]) if refusal.signature.startswith("s") else refusal.name
-        prefix = names.error_name(self._method.service, "")
+        text = refusal.body[0] if refusal.signature.startswith("s") else refusal.name
+        prefix = names.error_prefix(self._method.service)
         if refusal.name.startswith(prefix):
-            return self._read_own_error(refusal, refusal.name.removeprefix(prefix), text)
+            return self._read_service_error(refusal, refusal.name.removeprefix(prefix), text)
         if refusal.name.startswith(OUR_ERRORS):
             kind = refusal.name.removeprefix(OUR_ERRORS)
-            return Fault(Kind(kind) if kind in {str(k) for k in OURS} else Kind.INTERNAL, text)
+            return Fault(Kind(kind) if kind in _OURS else Kind.INTERNAL, text)
         found = FROM_DBUS.get(refusal.name)
         if found is Kind.IN_DOUBT and self._method.effect is Effect.READ:
             found = Kind.UNAVAILABLE
         if found is not None:
             return Fault(found, text)
-        return Fault(Kind.UNDECLARED, text, code=refusal.name, argument=text)
+        return _undeclared(refusal.name, text, refusal.body)
 
-    def _read_own_error(self, refusal: BusRefused, code: str, text: str) -> Fault:
-        if code == OTHER and refusal.signature == "ssv":
-            return Fault(Kind.UNDECLARED, text, code=refusal.body[1], argument=_any_from_bus(refusal.body[2]))
+    def _read_service_error(self, refusal: BusRefused, code: str, text: str) -> Fault:
+        if code == OTHER and refusal.signature.startswith("ss"):
+            return _undeclared(refusal.body[1], text, refusal.body[2:])
         case = self._translation.service.errors.get(code)
-        if case is not None:
-            expected = "" if case.argument is None else signature(case.argument)
-            if isinstance(case.argument, TupleOf):
-                expected = expected[1:-1]
-            if refusal.signature == "s" + expected:
-                if case.argument is None:
-                    return Fault(Kind.DECLARED, text, code=code)
-                carried = refusal.body[1:] if isinstance(case.argument, TupleOf) else refusal.body[1]
-                try:
-                    return Fault(
-                        Kind.DECLARED, text, code=code, argument=self._translation.reader(case.argument)(carried)
-                    )
-                except Mismatch as mismatch:
-                    text = f"{text} ({mismatch.sentence})"
-        return Fault(Kind.UNDECLARED, text, code=code, argument=text)
+        if case is not None and refusal.signature == "s" + _carried_signature(case.argument):
+            if case.argument is None:
+                return Fault(Kind.DECLARED, text, code=code)
+            carried = refusal.body[1:] if isinstance(case.argument, TupleOf) else refusal.body[1]
+            try:
+                return Fault(Kind.DECLARED, text, code=code, argument=self._translation.reader(case.argument)(carried))
+            except Mismatch as mismatch:
+                text = f"{text} ({mismatch.sentence})"
+        return _undeclared(code, text, refusal.body[1:])
 
 
 OTHER: Final = "Other"
 OUR_ERRORS: Final = "org.xen.xcp.Error."
+_OURS: Final = frozenset(str(kind) for kind in OURS)
 
 
 def own_error(fault: Fault) -> BusRefused:
     """The error reply of a fault that is no service's own."""
     if fault.kind is Kind.UNKNOWN_METHOD:
         return BusRefused("org.freedesktop.DBus.Error.UnknownMethod", "s", (fault.text,))
-    return BusRefused(OUR_ERRORS + fault.kind, "s", (fault.text,))
+    return BusRefused(names.bridge_error(fault.kind), "s", (fault.text,))
 
 
 def not_representable(where: str, mismatch: SignatureMismatch) -> Fault:
@@ -428,7 +435,7 @@ def _read_option(read: Convert) -> Convert:
     def read_option(value: list[Any]) -> Value:
         if len(value) > 1:
             raise Mismatch(f"expected an option (an array of 0 or 1), got {len(value)} elements")
-        return read(value[0]) if value else None  # type: ignore[no-any-return]
+        return read(value[0]) if value else None
 
     return read_option
 
@@ -447,29 +454,41 @@ def _any_to_bus(value: Value) -> Variant:
             return Variant("s", value)
         case bytes():
             return Variant("ay", value)
-        case Tagged():
-            return Variant("(sv)", (value.tag, _any_to_bus(value.argument)))
-        case list() | tuple():
+        case list():
             return Variant("av", [_any_to_bus(item) for item in value])
-        case _:
+        case dict():
             return Variant("a{sv}", {name: _any_to_bus(item) for name, item in value.items()})
+    raise AssertionError(f"no untyped value: {type(value).__name__}")
 
 
-def _any_from_bus(variant: Variant) -> Value:
-    match variant.signature:
-        case "g" if variant.value == "":
-            return None
-        case "b" | "x" | "d" | "s" | "ay":
-            return variant.value  # type: ignore[no-any-return]
-        case "av":
-            return [_any_from_bus(item) for item in variant.value]
-        case "a{sv}":
-            return {name: _any_from_bus(item) for name, item in variant.value.items()}
-        case "(sv)":
-            tag, carried = variant.value
-            return Tagged(tag, _any_from_bus(carried))
-        case other:
-            raise Mismatch(f"an untyped value is one of b x d s ay av a{{sv}} or the empty g, got {other!r}")
+def _any_from_bus(value: Any) -> Value:
+    """A daemon may use any signature inside a variant: what it means to the legacy side is in the value."""
+    match value:
+        case Variant():
+            return None if value == _NIL else _any_from_bus(value.value)
+        case list() | tuple():
+            return [_any_from_bus(item) for item in value]
+        case dict():
+            if not all(isinstance(name, str) for name in value):
+                raise Mismatch("expected a map with strings as keys in an untyped value")
+            return {name: _any_from_bus(item) for name, item in value.items()}
+        case _:
+            return value  # type: ignore[no-any-return]
+
+
+def _carried_signature(kind: Type | None) -> str:
+    """The signature of an error's arguments: a tuple is several."""
+    if kind is None:
+        return ""
+    return "".join(map(signature, kind.items)) if isinstance(kind, TupleOf) else signature(kind)
+
+
+def _undeclared(code: str, text: str, carried: tuple[Wire, ...]) -> Fault:
+    try:
+        argument: Value = [_any_from_bus(item) for item in carried] or None
+    except Mismatch as mismatch:
+        text, argument = f"{text} ({mismatch.sentence})", None
+    return Fault(Kind.UNDECLARED, text, code=code, argument=argument)
 
 
 def _bare(kind: Type) -> Type:

@@ -21,7 +21,7 @@ from bridges.faults import Fault, Kind
 
 LOG: Final = logging.getLogger("bridges.dispatch")
 
-# Far above what a host's toolstack has in flight, far below the bus's own limits (50000 pending replies): full means Busy.
+# Far above what a toolstack has in flight, far below the bus's own limit of 50000 pending replies: full means Busy.
 IN_FLIGHT_LIMIT: Final = 4096
 HELD_LIMIT: Final = 4096
 # Longer than any flip takes: a take-over of the tree gives up after 5 s, a start or Assume after 10 s.
@@ -51,8 +51,8 @@ class Dispatch:
         self.service = service
         self.authority = Side.LEGACY
         self.counters = Counters()
-        self._in_flight: set[object] = set()
-        self._long_polls: dict[object, asyncio.Task[object]] = {}
+        # Admitted calls; with the task that waits when the call is a long poll, which a drain may end.
+        self._in_flight: dict[object, asyncio.Task[object] | None] = {}
         self._ended: set[object] = set()
         self._held = 0
         self._gate: asyncio.Event | None = None
@@ -72,14 +72,14 @@ class Dispatch:
                 "held": self._held,
                 "refused": counters.refused,
             },
-            "by_door": dict(counters.by_door),
-            "by_side": dict(counters.by_side),
-            "faults": dict(counters.faults),
+            "by_door": {str(door): count for door, count in counters.by_door.items()},
+            "by_side": {str(side): count for side, count in counters.by_side.items()},
+            "faults": {str(kind): count for kind, count in counters.faults.items()},
         }
 
     @property
     def in_flight(self) -> int:
-        return len(self._in_flight) + len(self._long_polls)
+        return len(self._in_flight)
 
     def hold(self) -> None:
         """Closes the gate: calls that come from now on wait."""
@@ -97,9 +97,10 @@ class Dispatch:
 
         False when calls were still in flight after `timeout` seconds.
         """
-        for ticket, task in self._long_polls.items():
-            self._ended.add(ticket)
-            task.cancel()
+        for ticket, waiting in self._in_flight.items():
+            if waiting is not None:
+                self._ended.add(ticket)
+                waiting.cancel()
         try:
             async with asyncio.timeout(timeout):
                 await self._idle.wait()
@@ -108,57 +109,60 @@ class Dispatch:
         return True
 
     async def run(self, door: Door, deadline: float | None, work: Callable[[Side], Awaitable[T]]) -> T:
-        """Admits a call and asks the authority by `work(side)`. Raises Fault; every other exception is a defect of ours.
+        """Admits a call and asks the authority by `work(side)`. Raises Fault; any other exception is a defect of ours.
 
         `deadline` is on time.monotonic's clock; None marks a long poll, which a drain may end.
         """
         if self._gate is not None:
             await self._wait_at(self._gate, deadline)
-        if self.in_flight >= IN_FLIGHT_LIMIT:
-            self._refuse(f"{IN_FLIGHT_LIMIT} calls of {self.service} are in flight")
         side = self.authority
-        counters = self.counters
-        counters.admitted += 1
-        counters.by_door[door] += 1
-        ticket = object()
-        self._idle.clear()
-        if deadline is None:
-            task = asyncio.current_task()
-            assert task is not None
-            self._long_polls[ticket] = task
-        else:
-            self._in_flight.add(ticket)
+        ticket = self._admit(door, is_long_poll=deadline is None)
         try:
             answer = await work(side)
         except Fault as fault:
-            counters.faults[fault.kind] += 1
-            if fault.kind is Kind.IN_DOUBT:
-                counters.in_doubt += 1
-            else:
-                counters.answered += 1
+            self._count_fault(fault.kind)
             raise
         except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if ticket in self._ended and task is not None and task.uncancel() == 0:
-                counters.faults[Kind.UNAVAILABLE] += 1
-                counters.answered += 1
-                raise Fault(Kind.UNAVAILABLE, f"{self.service} is being moved: the wait was ended, ask again") from None
-            counters.abandoned += 1
-            raise
+            if ticket not in self._ended:
+                self.counters.abandoned += 1
+                raise
+            self._take_cancellation_back()
+            self._count_fault(Kind.UNAVAILABLE)
+            raise Fault(Kind.UNAVAILABLE, f"{self.service} is being moved: the wait was ended, ask again") from None
         except BaseException:
-            counters.faults[Kind.INTERNAL] += 1
-            counters.answered += 1
+            self._count_fault(Kind.INTERNAL)
             raise
-        else:
-            counters.answered += 1
-            counters.by_side[side] += 1
-            return answer
         finally:
-            self._in_flight.discard(ticket)
-            self._long_polls.pop(ticket, None)
+            self._in_flight.pop(ticket)
             self._ended.discard(ticket)
-            if not self._in_flight and not self._long_polls:
+            if not self._in_flight:
                 self._idle.set()
+        self.counters.answered += 1
+        self.counters.by_side[side] += 1
+        return answer
+
+    def _admit(self, door: Door, *, is_long_poll: bool) -> object:
+        if len(self._in_flight) >= IN_FLIGHT_LIMIT:
+            self._refuse(f"{IN_FLIGHT_LIMIT} calls of {self.service} are in flight")
+        ticket = object()
+        self._in_flight[ticket] = asyncio.current_task() if is_long_poll else None
+        self._idle.clear()
+        self.counters.admitted += 1
+        self.counters.by_door[door] += 1
+        return ticket
+
+    def _count_fault(self, kind: Kind) -> None:
+        self.counters.faults[kind] += 1
+        if kind is Kind.IN_DOUBT:
+            self.counters.in_doubt += 1
+        else:
+            self.counters.answered += 1
+
+    @staticmethod
+    def _take_cancellation_back() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.uncancel()
 
     async def _wait_at(self, gate: asyncio.Event, deadline: float | None) -> None:
         if self._held >= HELD_LIMIT:

@@ -39,10 +39,10 @@ LOG: Final = logging.getLogger("bridges.doors")
 _ids: Final = itertools.count(1)
 
 
-def defect(where: str) -> Fault:
+def defect(where: str, error: Exception) -> Fault:
     """Logs an unexpected exception under an id; the caller gets the id, never the traceback."""
     number = next(_ids)
-    LOG.exception("defect %d in %s", number, where)
+    LOG.error("defect %d in %s", number, where, exc_info=error)
     return Fault(Kind.INTERNAL, f"internal error {number}; the bridge's log has the details")
 
 
@@ -94,8 +94,8 @@ class BusDoor:
             return form.write_result(await self._dispatch.run(Door.BUS, deadline, work))
         except Fault as fault:
             return self._refuse(form, method, fault)
-        except Exception:
-            return self._refuse(form, method, defect(f"{method.service} {method.name} at the bus door"))
+        except Exception as error:
+            return self._refuse(form, method, defect(f"{method.service} {method.name} at the bus door", error))
 
     def _refuse(self, form: dbus_translation.MethodForm, method: Method, fault: Fault) -> tuple[object, ...]:
         LOG.info("%s %s at the bus door: %s", method.service, method.name, fault.sentence)
@@ -122,8 +122,8 @@ class XenstoreDoor:
         except Fault as fault:
             LOG.info("%s %s at the xenstore door: %s", self._service.name, request.function, fault.sentence)
             return xenstore_translation.write_fault(self._service, arguments, fault)
-        except Exception:
-            unexpected = defect(f"{self._service.name} {request.function} at the xenstore door")
+        except Exception as error:
+            unexpected = defect(f"{self._service.name} {request.function} at the xenstore door", error)
             return error_response(EXCEPTION, unexpected.sentence)
 
 
@@ -159,8 +159,9 @@ class HttpDoor:
         except Fault as fault:
             LOG.info("%s %s at the http door: %s", self._service.name, method.name if method else "?", fault.sentence)
             return _failure(xmlrpc_translation.internal_error(fault))
-        except Exception:
-            return _failure(xmlrpc_translation.internal_error(defect(f"{self._service.name} at the http door")))
+        except Exception as error:
+            unexpected = defect(f"{self._service.name} at the http door", error)
+            return _failure(xmlrpc_translation.internal_error(unexpected))
 
     async def too_large(self, text: str) -> HttpReply | CloseSilently:
         """The reply to a body over the limit, which was never read."""

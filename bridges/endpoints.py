@@ -1,7 +1,7 @@
 """One service at run time: its doors, its backends and its presence on the bus, put together.
 
-`flip` moves the service from stage to stage by these parts; `run` keeps what the stage demands while the bus, the store, the
-sockets' paths and the candidate come and go.
+`flip` moves the service from stage to stage by these parts; `run` keeps what the stage demands while the bus, the
+store, the sockets' paths and the candidate come and go.
 """
 
 from __future__ import annotations

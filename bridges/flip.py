@@ -2,9 +2,9 @@
 
     prepare -> hold -> drain -> fence -> hand over -> commit -> resume
 
-Up to the fence everything is undone on failure and the service stands where it stood. From the fence on the old side has
-ended or has yielded: on failure the new side is fenced first, then the old one is brought back; a crash is completed at
-the next start (`cutover.outcome`). At no moment may both sides execute.
+Up to the fence everything is undone on failure and the service stands where it stood. From the fence on the old side
+has ended or has yielded: on failure the new side is fenced first, then the old one is brought back; a crash is
+completed at the next start (`cutover.outcome`). At no moment may both sides execute.
 """
 
 from __future__ import annotations
@@ -250,13 +250,10 @@ async def move(
 ) -> list[Receipt]:
     """Moves a service to a stage, by one flip forward or any number back. Raises IllegalMove or FlipRefused."""
     async with endpoints.situation.lock:
-        receipts = []
         try:
             stages = cutover.moves(endpoints.situation.standing.stage, target)
         except IllegalMove as error:
             number = state.begin(endpoints.name, endpoints.situation.standing, target, order)
             state.refuse(number, f"refused: {error}")
             raise
-        for stage in stages:
-            receipts.append(await Flip(endpoints, state, order, accept_in_doubt=accept_in_doubt).run(stage))
-        return receipts
+        return [await Flip(endpoints, state, order, accept_in_doubt=accept_in_doubt).run(stage) for stage in stages]

@@ -15,7 +15,10 @@ class StillRunning(Exception):
 
 
 def release(settings: Settings) -> dict[str, str]:
-    """Gives back every socket path, and lets a legacy daemon that a take-over had frozen run on. Place to what was done."""
+    """Gives back every socket path, and lets a legacy daemon that a take-over had frozen run on.
+
+    Returns what was done, by place.
+    """
     with socket.socket(socket.AF_UNIX) as probe:
         try:
             probe.connect(str(settings.control_socket))

@@ -5,6 +5,7 @@ Settings never set a stage: stages are state and are changed by verbs only.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -43,7 +44,7 @@ class LegacyCommands:
 
 @dataclass(frozen=True, slots=True)
 class HttpDoorSettings:
-    """`socket` is where callers connect; `legacy` is where the legacy daemon's own socket stands while ours is there."""
+    """`socket` is where callers connect; `legacy` is where the daemon's own socket stands while ours is there."""
 
     socket: Path
     legacy: Path
@@ -96,8 +97,9 @@ def parse(data: dict[str, Any], environment: dict[str, str]) -> Settings:
     bus, store = top.table("bus"), top.table("xenstore")
     state, control = top.table("state"), top.table("control")
     services = top.table("services")
+    address = bus.text("address", "unix:path=/run/xcp/bus")
     settings = Settings(
-        bus_address=environment.get("XCP_BUS_ADDRESS") or bus.text("address", "unix:path=/run/xcp/bus"),
+        bus_address=environment.get("XCP_BUS_ADDRESS") or address,
         xenstore_socket=store.text("socket", "/var/run/xenstored/socket"),
         state_directory=state.path("directory", Path("/var/lib/xcp-bridge")),
         control_socket=control.path("socket", Path("/run/xcp-bridge/control")),
@@ -152,7 +154,7 @@ def _http(table: _Table) -> HttpDoorSettings:
     path = table.path("socket", None)
     settings = HttpDoorSettings(
         socket=path,
-        legacy=table.path("legacy", path.with_name(path.name + ".legacy")),
+        legacy=table.path("legacy", Path(f"{path}.legacy")),
         dialect=table.choice("dialect", ("rpclib",), "rpclib"),
         listen=table.addresses("listen"),
     )
@@ -169,8 +171,11 @@ def _http(table: _Table) -> HttpDoorSettings:
 def _refuse_shared_doors(settings: Settings, problems: list[str]) -> None:
     seen: dict[str, str] = {}
     for service in settings.services.values():
-        paths = [str(service.http.socket), str(service.http.legacy)] if service.http else []
-        for door in [*paths, *([f"/{service.xenstore}"] if service.xenstore else [])]:
+        doors = [f"xenstore tree /{service.xenstore}"] if service.xenstore else []
+        if service.http:
+            doors += [str(service.http.socket), str(service.http.legacy)]
+            doors += [f"tcp:{host}:{port}" for host, port in service.http.listen]
+        for door in doors:
             if door in seen and seen[door] != service.name:
                 problems.append(f"services.{service.name}: {door} is also a door of {seen[door]}")
             seen[door] = service.name
@@ -236,7 +241,7 @@ class _Table:
         for value in self._read(key, [], "a list of addresses", lambda v: isinstance(v, list)):
             scheme, _, rest = value.partition(":") if isinstance(value, str) else ("", "", "")
             host, _, port = rest.rpartition(":")
-            if scheme != "tcp" or not host or not port.isdecimal() or int(port) > 65535:
+            if scheme != "tcp" or not host or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
                 self.problem(key, f"expected 'tcp:HOST:PORT', got {value!r}")
             else:
                 found.append((host.strip("[]"), int(port)))

@@ -56,24 +56,33 @@ class State:
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._database = sqlite3.connect(self.path, isolation_level=None, timeout=0.5)
-            self._database.execute("PRAGMA locking_mode=EXCLUSIVE")
-            self._database.execute("PRAGMA journal_mode=WAL")
-            self._database.execute("PRAGMA synchronous=FULL")
-            version = self._database.execute("PRAGMA user_version").fetchone()[0]
-            if version > VERSION:
-                raise StateError(f"{self.path} was written by a newer version ({version}, known is {VERSION})")
-            self._database.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={VERSION}; COMMIT;")
+        except (sqlite3.Error, OSError) as error:
+            raise StateError(f"{self.path}: {error}: check the directory's owner and space") from None
+        try:
+            self._prepare()
         except sqlite3.OperationalError as error:
-            hint = (
-                "another bridge is running with it"
-                if "locked" in str(error)
-                else "check the directory's owner and space"
-            )
+            self._database.close()
+            locked = "locked" in str(error)
+            hint = "another bridge is running with it" if locked else "check the directory's owner and space"
             raise StateError(f"{self.path}: {error}: {hint}") from None
-        except (sqlite3.DatabaseError, OSError) as error:
-            raise StateError(f"{self.path}: {error}") from None
+        except sqlite3.DatabaseError as error:
+            self._database.close()
+            raise StateError(f"{self.path}: {error}: move it away to begin anew, with every service off") from None
+        except StateError:
+            self._database.close()
+            raise
+
+    def _prepare(self) -> None:
+        self._database.execute("PRAGMA locking_mode=EXCLUSIVE")
+        self._database.execute("PRAGMA journal_mode=WAL")
+        self._database.execute("PRAGMA synchronous=FULL")
+        version = self._database.execute("PRAGMA user_version").fetchone()[0]
+        if version > VERSION:
+            raise StateError(f"{self.path}: written by a newer version ({version}, known is {VERSION}): use that one")
+        self._database.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={VERSION}; COMMIT;")
 
     def close(self) -> None:
+        """Lets go of the file; another process may then hold it."""
         self._database.close()
 
     def standing(self, service: str) -> Standing:
@@ -82,7 +91,10 @@ class State:
         return Standing(Stage(row[0]), row[1]) if row else Standing(Stage.OFF, 0)
 
     def recover(self, service: str) -> tuple[Standing, str | None]:
-        """Ends flips that a crash cut off: each becomes not begun, or completed. Returns the standing and what was done."""
+        """Ends flips that a crash cut off: each becomes not begun, or completed.
+
+        Returns the standing and what was done, None when no flip was cut off.
+        """
         standing = self.standing(service)
         story = None
         rows = self._database.execute(

@@ -74,7 +74,7 @@ class TreeDoor:
         self._server = server
 
     async def _freeze_quiet(self, server: Server, process: Process, *, accept_in_doubt: bool) -> list[tuple[str, str]]:
-        """The daemon stands frozen and nothing is unanswered; with `accept_in_doubt`, after 5 s, what was unanswered."""
+        """Freezes the daemon while nothing is unanswered; with `accept_in_doubt`, after 5 s, returns what is."""
         patience = time.monotonic() + TAKE_OVER_SECONDS
         while True:
             await process.freeze()

@@ -7,7 +7,7 @@ What this cannot carry
     * an error without a code in the table: code 2 with its name in the text, as the daemon's own exceptions
     * the value behind error 1003: the store names the argument; it is looked up in the call, and back
 
-All values are text. Integers are read as the legacy daemon read them (`bridges.numbers`); 300 s is its clients' patience.
+All values are text. Integers are read as the legacy daemon read them (`bridges.numbers`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,17 @@ from typing import Final
 from bridges import numbers
 from bridges.calls import Tagged, Value
 from bridges.faults import Fault, Kind
-from bridges.interfaces.model import Basic, Method, Parameter, Service, TupleOf, Type, XenstoreForm
+from bridges.interfaces.model import (
+    Basic,
+    ListOf,
+    Method,
+    Parameter,
+    Service,
+    TupleOf,
+    Type,
+    XenstoreError,
+    XenstoreForm,
+)
 from xenstore_rpc.records import EXCEPTION, UNKNOWN_FUNCTION, Request, Response, error_response
 
 LABEL: Final = "xenstore-rpc"
@@ -58,8 +68,8 @@ def write_arguments(method: Method, arguments: dict[str, Value]) -> tuple[str, t
     if form.variadic:
         given = arguments.get(method.parameters[0].name)
         assert isinstance(given, dict)
-        return form.function, tuple((name, _bytes(value)) for name, value in given.items())
-    return form.function, tuple((name, _bytes(arguments[p.name])) for name, p in _parameters(method, form))
+        return form.function, tuple((name, _bytes(name, value)) for name, value in given.items())
+    return form.function, tuple((name, _bytes(name, arguments[p.name])) for name, p in _parameters(method, form))
 
 
 def read_response(service: Service, method: Method, arguments: dict[str, Value], response: Response) -> Value:
@@ -67,7 +77,7 @@ def read_response(service: Service, method: Method, arguments: dict[str, Value],
     if response.is_error:
         raise _read_error(service, arguments, response.code, response.description)
     form = _form(method)
-    results = {name: value for name, value in response.results}
+    results = dict(response.results)
     if form.variadic:
         return {name: _text(name, value) for name, value in results.items()}
     kinds = method.result.items if isinstance(method.result, TupleOf) else (method.result,)
@@ -86,9 +96,9 @@ def write_response(method: Method, value: Value) -> Response:
     form = _form(method)
     if form.variadic:
         assert isinstance(value, dict)
-        return Response(tuple((name, _bytes(item)) for name, item in value.items()))
+        return Response(tuple((name, _bytes(name, item)) for name, item in value.items()))
     values = value if isinstance(value, tuple) and not isinstance(value, Tagged) else (value,)
-    return Response(tuple((name, _bytes(item)) for name, item in zip(form.results, values, strict=False)))
+    return Response(tuple((name, _bytes(name, item)) for name, item in zip(form.results, values, strict=False)))
 
 
 def write_fault(service: Service, arguments: dict[str, Value], fault: Fault) -> Response:
@@ -99,9 +109,13 @@ def write_fault(service: Service, arguments: dict[str, Value], fault: Fault) -> 
         for code, entry in service.xenstore_errors.items():
             if entry.error == fault.code:
                 return error_response(code, _write_description(entry.description, arguments, fault.argument))
-        return error_response(EXCEPTION, fault.text)
     if fault.kind is Kind.UNDECLARED and fault.code.isdecimal():
-        return error_response(fault.code, str(fault.argument))
+        match fault.argument:
+            case [str(description)]:
+                return error_response(fault.code, description)
+    if fault.kind in (Kind.DECLARED, Kind.UNDECLARED):
+        text = fault.text if fault.code in fault.text else f"{fault.code}: {fault.text}"
+        return error_response(EXCEPTION, text)
     return error_response(EXCEPTION, fault.sentence)
 
 
@@ -111,22 +125,23 @@ def _read_error(service: Service, arguments: dict[str, Value], code: str, descri
     entry = service.xenstore_errors.get(code)
     if entry is not None:
         try:
-            argument = _read_description(entry.description, arguments, description)
+            argument = _read_description(entry, service.errors[entry.error].argument, arguments, description)
         except ValueError:
             entry = None
     if entry is None:
-        return Fault(Kind.UNDECLARED, f"code {code}: {description}", code=code, argument=description)
+        return Fault(Kind.UNDECLARED, f"code {code}: {description}", code=code, argument=[description])
     return Fault(Kind.DECLARED, f"{entry.error}: {description}", code=entry.error, argument=argument)
 
 
-def _read_description(form: str, arguments: dict[str, Value], description: str) -> Value:
-    """What a description stands for. Raises ValueError when it is not of its form."""
-    match form:
-        case "numbers":
-            return tuple(_number(part) for part in description.split(","))
-        case "list":
-            return [_number(part) for part in description.split(",")] if description else []
-        case "argument":
+def _read_description(entry: XenstoreError, kind: Type | None, arguments: dict[str, Value], description: str) -> Value:
+    """What a description stands for, by the error's declared type. Raises ValueError when it is not of its form."""
+    match entry.description, kind:
+        case "numbers", TupleOf(items):
+            parts = description.split(",")
+            return tuple([_number(item, part) for item, part in zip(items, parts, strict=True)])
+        case "list", ListOf(item):
+            return [_number(item, part) for part in description.split(",")] if description else []
+        case "argument", Basic():
             value = arguments.get(description)
             if type(value) is int:
                 return value
@@ -172,8 +187,8 @@ def _read(kind: Type, name: str, value: bytes) -> Value:
             raise Fault(Kind.NOT_REPRESENTABLE, f"{name}: the xenstore RPC carries no {kind}")
 
 
-def _number(text: str) -> int:
-    number = numbers.integer(text, "int64")
+def _number(kind: Type, text: str) -> int:
+    number = numbers.integer(text, kind.name) if isinstance(kind, Basic) else None
     if number is None:
         raise ValueError(text)
     return number
@@ -188,5 +203,8 @@ def _text(name: str, value: bytes) -> str:
         ) from None
 
 
-def _bytes(value: Value) -> bytes:
-    return str(value).encode()
+def _bytes(name: str, value: Value) -> bytes:
+    try:
+        return str(value).encode()
+    except UnicodeEncodeError as error:
+        raise Fault(Kind.NOT_REPRESENTABLE, f"{name}: expected text, got a lone surrogate at {error.start}") from None

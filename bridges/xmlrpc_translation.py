@@ -4,8 +4,10 @@ What this cannot carry
     * a string with control characters other than TAB, LF and CR: XML has no spelling for it (NOT_REPRESENTABLE)
     * a struct with duplicate members: refused here, passed byte for byte in `relay`
     * members that the interface does not know: ignored, as the legacy decoders ignore them
+    * a member with a default whose value does not fit, an unknown tag of a union with one: defaulted, as they do
     * whether an integer was tagged: `<value>7</value>` and `<value><i4>7</i4></value>` mean the same to the legacy side
     * the text of a float: the value is exact, its digits are not kept
+    * a dateTime in an untyped value: its text is kept, as a string
 
 A closure is compiled per type on first use: a call then costs one pass over its value.
 """
@@ -13,12 +15,12 @@ A closure is compiled per type on first use: a call then costs one pass over its
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 from bridges import numbers
 from bridges.calls import Tagged, Value
 from bridges.faults import OURS, Fault, Kind
-from bridges.interfaces.model import Basic, DictOf, ListOf, Method, Option, Record, TupleOf, Type, Union
+from bridges.interfaces.model import Basic, DictOf, ListOf, Method, Option, Parameter, Record, TupleOf, Type, Union
 from xmlrpc_gateway.dialects import Dialect
 from xmlrpc_gateway.xmlrpc_codec import DateTime
 from xmlrpc_gateway.xmlrpc_codec import Value as Wire
@@ -26,11 +28,14 @@ from xmlrpc_gateway.xmlrpc_codec import Value as Wire
 Read = Callable[[Wire], Value]
 Write = Callable[[Value], Wire]
 
-_SHOWN: Final = 60
+_SHOWN: Final = 200  # characters of a value that an error repeats
 
 
 class Mismatch(Exception):
-    """A wire value that does not fit its type. `reason` is in the words of the legacy decoders, `path` names the place."""
+    """A wire value that does not fit its type.
+
+    `reason` is in the words of the legacy decoders where recordings show them; `path` names the place, innermost first.
+    """
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -52,7 +57,7 @@ class ParameterCount(Mismatch):
 
 
 def shape(value: Wire) -> str:
-    """A value as the legacy decoders print it in their errors: S(text), I(3), B(true), N, ..."""
+    """A value as the legacy decoders print it in their errors: S(text), I(3), B(true), N, [F(1);F(2)], {name:N}."""
     match value:
         case None:
             return "N"
@@ -61,21 +66,26 @@ def shape(value: Wire) -> str:
         case int():
             return f"I({value})"
         case float():
-            return f"F({value})"
+            return f"F({value:g})"
         case str():
-            return f"S({value[:_SHOWN]})"
+            return f"S({value})"
         case bytes():
-            return f"B64({value[:_SHOWN].decode('utf-8', 'replace')})"
-        case DateTime():
-            return f"D({value.text})"
+            return f"B64({value.decode('utf-8', 'replace')})"
+        case DateTime(text):
+            return f"D({text})"
         case list():
-            return f"Enum of {len(value)}"
+            return f"[{';'.join(shape(item) for item in value)}]"
         case _:
-            return f"Dict of {len(value)}"
+            return f"{{{';'.join(f'{name}:{shape(item)}' for name, item in value.items())}}}"
+
+
+def _shown(value: Wire) -> str:
+    text = shape(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _expected(what: str, value: Wire) -> Mismatch:
-    return Mismatch(f"Expected {what}, got '{shape(value)}'")
+    return Mismatch(f"Expected {what}, got '{_shown(value)}'")
 
 
 class Translation:
@@ -142,30 +152,29 @@ class Translation:
             case Record():
                 return self._write_record(kind)
             case Union():
-                return self._write_union(kind)
+                return self._write_union(kind, flat=self.dialect.variants_flat)
 
     def _read_record(self, record: Record) -> Read:
-        plan = [(field.name, self.reader(_bare(field.type)), field.required) for field in record.fields]
-        folds = self.dialect.case_insensitive_members
+        plan = [(field, self.reader(_bare(field.type))) for field in record.fields]
+        spelling = _spelling(record) if self.dialect.case_insensitive_members else {}
 
         def read(value: Wire) -> Value:
             if not isinstance(value, dict):
                 raise _expected("a dictionary", value)
+            if spelling and not value.keys() <= spelling.keys():
+                value = {spelling.get(name, spelling.get(name.lower(), name)): item for name, item in value.items()}
             found: dict[str, Value] = {}
-            for name, item, required in plan:
-                if name in value:
-                    member = value[name]
-                elif folds and (other := _folded(value, name)) is not None:
-                    member = value[other]
-                elif required:
-                    raise Mismatch(f"No value found for key: '{name}'")
-                else:
+            for field, item in plan:
+                if field.name not in value:
+                    if field.required:
+                        raise Mismatch(f"No value found for key: '{field.name}' when unmarshalling '{record.name}'")
                     continue
                 try:
-                    found[name] = item(member)
+                    found[field.name] = item(value[field.name])
                 except Mismatch as mismatch:
-                    mismatch.path.append(name)
-                    raise
+                    if not field.defaults:
+                        mismatch.path.append(field.name)
+                        raise
             return found
 
         return read
@@ -180,20 +189,22 @@ class Translation:
 
         return write
 
-    def _read_union(self, union: Union) -> Read:
+    def _read_union(self, union: Union, *, defaults: bool = True) -> Read:
         folds = self.dialect.case_insensitive_variants
         cases = {
-            constructor.name.lower() if folds else constructor.name: (
-                constructor.name,
-                None if constructor.argument is None else self._read_argument(constructor.argument),
+            case.name.lower() if folds else case.name: (
+                case.name,
+                None if case.argument is None else self._read_argument(case.argument),
             )
-            for constructor in union.constructors
+            for case in union.constructors
         }
 
         def read(value: Wire) -> Value:
             tag, rest = _open_union(value)
             key = tag.lower() if folds else tag
             if key not in cases:
+                if defaults and union.default is not None:
+                    return Tagged(union.default)
                 raise Mismatch(f"Unknown tag '{key}'")
             name, argument = cases[key]
             if (argument is None) != (not rest):
@@ -221,9 +232,11 @@ class Translation:
 
         return read_one
 
-    def _write_union(self, union: Union) -> Write:
-        cases = {c.name: None if c.argument is None else self.writer(c.argument) for c in union.constructors}
-        flat = {c.name for c in union.constructors if self.dialect.variants_flat and isinstance(c.argument, TupleOf)}
+    def _write_union(self, union: Union, *, flat: bool) -> Write:
+        cases = {
+            case.name: None if case.argument is None else self.writer(case.argument) for case in union.constructors
+        }
+        flattened = {case.name for case in union.constructors if flat and isinstance(case.argument, TupleOf)}
 
         def write(value: Value) -> Wire:
             assert isinstance(value, Tagged)
@@ -231,11 +244,28 @@ class Translation:
             if argument is None:
                 return value.tag
             carried = argument(value.argument)
-            if value.tag in flat and isinstance(carried, list):
+            if value.tag in flattened:
+                assert isinstance(carried, list)
                 return [value.tag, *carried]
             return [value.tag, carried]
 
         return write
+
+    def error_reader(self, errors: Union) -> Read:
+        """As `reader`, but an unknown tag raises: an error that is not written down keeps its name."""
+        return self._read_union(errors, defaults=False)
+
+    def error_writer(self, errors: Union) -> Write:
+        """As `writer`, but an exception's arguments are one tuple in every dialect."""
+        return self._write_union(errors, flat=False)
+
+
+class _Place(NamedTuple):
+    """One parameter: how it is read and written where it travels."""
+
+    parameter: Parameter
+    read: Read
+    write: Write
 
 
 class MethodForm:
@@ -243,69 +273,58 @@ class MethodForm:
 
     def __init__(self, translation: Translation, method: Method) -> None:
         self._method = method
-        self._dialect = translation.dialect
-        self._reads = [(p.name, translation.reader(self._type(p.type, p.named)), p) for p in method.parameters]
-        self._writes = [(p.name, translation.writer(self._type(p.type, p.named)), p) for p in method.parameters]
-        self._named_reads = [entry for entry in self._reads if entry[2].named]
-        self._named_writes = [entry for entry in self._writes if entry[2].named]
-        self._positional_reads = [entry for entry in self._reads if not entry[2].named]
-        self._positional_writes = [entry for entry in self._writes if not entry[2].named]
-        if self._dialect.reversed_members:
-            self._named_writes.reverse()
+        self._exact = translation.dialect.exact_parameter_count
+        named = translation.dialect.named_arguments
+        places = [(p, _bare(p.type) if named and p.named else p.type) for p in method.parameters]
+        self._places = [_Place(p, translation.reader(kind), translation.writer(kind)) for p, kind in places]
+        self._named = [place for place in self._places if named and place.parameter.named]
+        self._positional = [place for place in self._places if not (named and place.parameter.named)]
+        self._named_in_order = self._named[::-1] if translation.dialect.reversed_members else self._named
         self.read_result = translation.reader(method.result)
         self.write_result = translation.writer(method.result)
-        self._read_error = translation.reader(method.errors)
-        self._write_error = translation.writer(method.errors)
-
-    @staticmethod
-    def _type(kind: Type, named: bool) -> Type:  # noqa: FBT001 -- mirrors the interface data's own flag
-        return _bare(kind) if named else kind
+        self._read_error = translation.error_reader(method.errors)
+        self._write_error = translation.error_writer(method.errors)
 
     def read_arguments(self, params: list[Wire]) -> dict[str, Value]:
         """Arguments by parameter name; an absent option and a unit have no entry. Raises Mismatch."""
-        if not self._named_reads:
-            return self._read_positional(params, self._positional_reads, {})
-        first = params[0] if params else None
-        if isinstance(first, dict):
-            return self._read_positional(params[1:], self._positional_reads, self._read_named(first))
-        if self._method.positional and len(params) == len(self._reads):
-            return self._read_positional(params, self._reads, {})
-        raise Mismatch("Marshalling error: Expecting dict as first argument when named parameters exist")
-
-    def _read_named(self, members: dict[str, Wire]) -> dict[str, Value]:
         arguments: dict[str, Value] = {}
-        for name, read, parameter in self._named_reads:
-            if name not in members:
-                if isinstance(parameter.type, Option):
-                    continue
-                raise Mismatch(f"Expecting named argument '{name}'")
-            _read_into(arguments, name, read, members[name])
+        if not self._named:
+            self._read_positional(params, self._positional, arguments)
+        elif params and isinstance(params[0], dict):
+            self._read_named(params[0], arguments)
+            self._read_positional(params[1:], self._positional, arguments)
+        elif self._method.positional and len(params) == len(self._places):
+            self._read_positional(params, self._places, arguments)
+        else:
+            raise Mismatch("Marshalling error: Expecting dict as first argument when named parameters exist")
         return arguments
 
-    def _read_positional(
-        self,
-        params: list[Wire],
-        plan: list[tuple[str, Read, object]],
-        arguments: dict[str, Value],
-    ) -> dict[str, Value]:
-        if len(params) < len(plan) or (len(params) > len(plan) and self._dialect.exact_parameter_count):
-            raise ParameterCount(len(plan), len(params))
-        for (name, read, _), value in zip(plan, params, strict=False):
-            _read_into(arguments, name, read, value)
-        return arguments
+    def _read_named(self, members: dict[str, Wire], arguments: dict[str, Value]) -> None:
+        for place in self._named:
+            name = place.parameter.name
+            if name in members:
+                _read_into(arguments, place, members[name])
+            elif not isinstance(place.parameter.type, Option):
+                raise Mismatch(f"Expecting named argument '{name}'")
+
+    def _read_positional(self, params: list[Wire], places: list[_Place], arguments: dict[str, Value]) -> None:
+        if len(params) < len(places) or (len(params) > len(places) and self._exact):
+            raise ParameterCount(len(places), len(params))
+        for place, value in zip(places, params, strict=False):
+            _read_into(arguments, place, value)
 
     def write_arguments(self, arguments: dict[str, Value]) -> list[Wire]:
         """The params of a methodCall, from arguments by parameter name."""
         params: list[Wire] = []
-        if self._named_writes:
+        if self._named:
             params.append(
                 {
-                    name: write(arguments.get(name))
-                    for name, write, parameter in self._named_writes
-                    if name in arguments or not isinstance(parameter.type, Option)
+                    p.name: write(arguments.get(p.name))
+                    for p, _, write in self._named_in_order
+                    if p.name in arguments or not isinstance(p.type, Option)
                 }
             )
-        params.extend(write(arguments.get(name)) for name, write, _ in self._positional_writes)
+        params.extend(write(arguments.get(p.name)) for p, _, write in self._positional)
         return params
 
     def read_failure(self, description: Wire) -> Fault:
@@ -313,9 +332,7 @@ class MethodForm:
         try:
             error = self._read_error(description)
         except Mismatch:
-            code, rest = _undeclared(description)
-            text = f"{code}: {shape(rest)}" if rest is not None else code
-            return Fault(Kind.UNDECLARED, text, code=code, argument=_any(rest))
+            return _undeclared(description)
         assert isinstance(error, Tagged)
         return Fault(Kind.DECLARED, _error_text(error), code=error.tag, argument=error.argument)
 
@@ -323,8 +340,11 @@ class MethodForm:
         """The ErrorDescription of a fault."""
         if fault.kind is Kind.DECLARED and fault.code in self._method.errors.by_name:
             return self._write_error(Tagged(fault.code, fault.argument))
-        if fault.kind in (Kind.DECLARED, Kind.UNDECLARED):
-            return fault.code if fault.argument is None else [fault.code, _any_wire(fault.argument)]
+        if fault.kind is Kind.DECLARED:
+            return _any_wire(Tagged(fault.code, fault.argument))
+        if fault.kind is Kind.UNDECLARED:
+            rest = fault.argument if isinstance(fault.argument, list) else []
+            return [fault.code, *map(_any_wire, rest)] if rest else fault.code
         return internal_error(fault)
 
 
@@ -337,17 +357,27 @@ def marshal_error(mismatch: Mismatch, method: str, dialect: Dialect) -> Wire:
     """What the legacy daemon answers to arguments that do not fit."""
     if isinstance(mismatch, ParameterCount) and dialect.exact_parameter_count:
         return ["Message_param_count_mismatch", [method, str(mismatch.expected), str(mismatch.received)]]
-    return ["Internal_error", f'Idl.MarshalError("{mismatch.reason}")']
+    return ["Internal_error", f"Idl.MarshalError({_ocaml_text(mismatch.reason)})"]
 
 
-def _read_into(arguments: dict[str, Value], name: str, read: Read, value: Wire) -> None:
+def _ocaml_text(text: str) -> str:
+    """A string as OCaml prints it inside an exception: quoted, with escapes for all but printable ASCII."""
+    return '"' + "".join(_OCAML_ESCAPES.get(byte) or chr(byte) for byte in text.encode("utf-8", "replace")) + '"'
+
+
+_OCAML_ESCAPES: Final = {byte: f"\\{byte:03}" for byte in (*range(32), *range(127, 256))} | {
+    ord(plain): "\\" + escaped for plain, escaped in zip('"\\\n\t\r\b', '"\\ntrb', strict=True)
+}
+
+
+def _read_into(arguments: dict[str, Value], place: _Place, value: Wire) -> None:
     try:
-        found = read(value)
+        found = place.read(value)
     except Mismatch as mismatch:
-        mismatch.path.append(name)
+        mismatch.path.append(place.parameter.name)
         raise
     if found is not None:
-        arguments[name] = found
+        arguments[place.parameter.name] = found
 
 
 def _bare(kind: Type) -> Type:
@@ -355,9 +385,9 @@ def _bare(kind: Type) -> Type:
     return kind.item if isinstance(kind, Option) else kind
 
 
-def _folded(members: dict[str, Wire], name: str) -> str | None:
-    wanted = name.lower()
-    return next((key for key in members if key.lower() == wanted), None)
+def _spelling(record: Record) -> dict[str, str]:
+    """Declared member names by themselves and by their lower case."""
+    return {f.name.lower(): f.name for f in record.fields} | {f.name: f.name for f in record.fields}
 
 
 def _open_union(value: Wire) -> tuple[str, list[Wire]]:
@@ -368,13 +398,13 @@ def _open_union(value: Wire) -> tuple[str, list[Wire]]:
     raise _expected("a tag", value)
 
 
-def _undeclared(description: Wire) -> tuple[str, Wire]:
-    if isinstance(description, list) and description and isinstance(description[0], str):
-        rest = description[1:]
-        return description[0], (rest[0] if len(rest) == 1 else list(rest)) if rest else None
-    if isinstance(description, str):
-        return description, None
-    return "Undeclared", description
+def _undeclared(description: Wire) -> Fault:
+    try:
+        code, rest = _open_union(description)
+    except Mismatch:
+        code, rest = "", [description]
+    text = f"{code}: {', '.join(map(_shown, rest))}" if rest else code
+    return Fault(Kind.UNDECLARED, text, code=code, argument=[_any(item) for item in rest] or None)
 
 
 def _error_text(error: Tagged) -> str:
@@ -384,7 +414,7 @@ def _error_text(error: Tagged) -> str:
         case tuple() | list():
             return f"{error.tag}: {', '.join(str(item) for item in error.argument)}"
         case argument:
-            return f"{error.tag}: {argument}"
+            return f"{error.tag}: {argument!s}"
 
 
 def _read_string(value: Wire) -> Value:
@@ -431,7 +461,7 @@ def _read_float(value: Wire) -> Value:
 
 
 def _any(value: Wire) -> Value:
-    """An untyped value: kept as the wire said; a dateTime keeps its text."""
+    """An untyped value: kept as the wire said."""
     match value:
         case DateTime():
             return value.text
@@ -444,13 +474,10 @@ def _any(value: Wire) -> Value:
 
 
 def _any_wire(value: Value) -> Wire:
+    """An untyped value: an integer with its tag, since without one it would be read as a string."""
     match value:
         case Tagged():
             return [value.tag, _any_wire(value.argument)] if value.argument is not None else value.tag
-        case bool():
-            return value
-        case int():
-            return str(value)
         case list() | tuple():
             return [_any_wire(item) for item in value]
         case dict():
@@ -485,11 +512,14 @@ def _read_list(read: Read) -> Read:
     def read_list(value: Wire) -> Value:
         if not isinstance(value, list):
             raise _expected("a list", value)
+        items: list[Value] = []
         try:
-            return [read(item) for item in value]
+            for item in value:
+                items.append(read(item))  # noqa: PERF401 -- its length is the place of a failure
         except Mismatch as mismatch:
-            mismatch.path.append("[]")
+            mismatch.path.append(f"[{len(items)}]")
             raise
+        return items
 
     return read_list
 

@@ -1,14 +1,15 @@
 """The interface data as types: what a service offers, and how each method looks on every door.
 
 `SERVICE.json` beside this file is the one source. A type expression there is a name of a basic type or one of
-`{"ref": T}`, `{"option": t}`, `{"list": t}`, `{"array": t}`, `{"tuple": [...]}`, `{"dict": [key, t]}`, `{"record": [...]}`,
-`{"variant": [...]}`, `{"abstract": A}`. References are resolved here, once: no type of the toolstack is recursive.
+`{"ref": T}`, `{"option": t}`, `{"list": t}`, `{"array": t}`, `{"tuple": [...]}`, `{"dict": [key, t]}`,
+`{"record": [...]}`, `{"variant": [...]}`, `{"abstract": A}`. References are resolved here, once: no type of the
+toolstack is recursive.
 Methods and types are built on first use, so a daemon that bridges one service pays for what is called.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from importlib import resources
 from typing import Any, Final
@@ -57,16 +58,24 @@ class DictOf:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A record member. `required` is false for options and for members with a default."""
+    """A record member.
+
+    `required` is false for options and for members with a default. `defaults` says that the legacy decoders use the
+    default also for a value that does not fit, instead of refusing it.
+    """
 
     name: str
     type: Type
     required: bool
+    defaults: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
+    """`name` is what legacy errors call it: the last part of the type's name, empty for a record without one."""
+
     fields: tuple[Field, ...]
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,18 +88,17 @@ class Constructor:
 
 @dataclass(frozen=True)
 class Union:
-    """A tagged union; `constructors` in declared order."""
+    """A tagged union; `constructors` in declared order.
+
+    `default` is the constructor, without argument, that the legacy decoders use for an unknown tag; None: they refuse.
+    """
 
     constructors: tuple[Constructor, ...]
+    default: str | None = None
 
     @cached_property
     def by_name(self) -> dict[str, Constructor]:
         return {constructor.name: constructor for constructor in self.constructors}
-
-    @cached_property
-    def by_folded_name(self) -> dict[str, Constructor]:
-        """Tags as today's legacy decoders match them: without regard to case."""
-        return {constructor.name.lower(): constructor for constructor in self.constructors}
 
     @cached_property
     def carries_arguments(self) -> bool:
@@ -259,34 +267,38 @@ class Service:
 
         Raises InterfaceError naming the expression when it is of no known form.
         """
-        if isinstance(expression, str):
-            if expression in BASIC:
+        match expression:
+            case str() if expression in BASIC:
                 return Basic(expression)
-        elif isinstance(expression, dict) and expression:
-            kind, value = next(iter(expression.items()))
-            if kind == "ref":
-                if value not in self._resolved:
-                    self._resolved[value] = self.type(self._types[value])
-                return self._resolved[value]
-            if kind == "abstract":
-                return Basic(self._abstracts[value])
-            if kind == "option":
-                return Option(self.type(value))
-            if kind in ("list", "array"):
-                return ListOf(self.type(value))
-            if kind == "tuple":
-                return TupleOf(tuple(self.type(item) for item in value))
-            if kind == "dict":
-                return DictOf(self.type(value[1]))
-            if kind == "record":
-                return Record(tuple(self._field(member) for member in value))
-            if kind == "variant":
-                return Union(tuple(self._constructor(case) for case in value))
+            case {"ref": str(name)} if name in self._types:
+                if name not in self._resolved:
+                    self._resolved[name] = self._named(name)
+                return self._resolved[name]
+            case {"abstract": str(name)} if name in self._abstracts:
+                return self.type(self._abstracts[name])
+            case {"option": item}:
+                return Option(self.type(item))
+            case {"list": item} | {"array": item}:
+                return ListOf(self.type(item))
+            case {"tuple": [_, *_] as items}:
+                return TupleOf(tuple(self.type(item) for item in items))
+            case {"dict": [_, item]}:
+                return DictOf(self.type(item))
+            case {"record": list(members)}:
+                return Record(tuple(self._field(member) for member in members))
+            case {"variant": list(cases)}:
+                return Union(tuple(self._constructor(case) for case in cases), expression.get("default"))
         raise InterfaceError(f"{self.name}: no type is written as {expression!r}")
+
+    def _named(self, name: str) -> Type:
+        found = self.type(self._types[name])
+        is_alias = "record" not in self._types[name]
+        return found if is_alias or not isinstance(found, Record) else replace(found, name=name.rpartition(".")[2])
 
     def _field(self, data: dict[str, Any]) -> Field:
         kind = self.type(data["type"])
-        return Field(data["name"], kind, required=not isinstance(kind, Option) and "default" not in data)
+        defaults = "default" in data
+        return Field(data["name"], kind, required=not defaults and not isinstance(kind, Option), defaults=defaults)
 
     def _constructor(self, data: dict[str, Any]) -> Constructor:
         return Constructor(data["name"], None if data["args"] is None else self.type(data["args"]))
