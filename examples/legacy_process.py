@@ -1,4 +1,4 @@
-"""What every legacy daemon here has beside its doors: a life in the background, a pid file, a count of executions."""
+"""What every legacy daemon here has beside its doors: options, a life in the background, a pid file."""
 
 from __future__ import annotations
 
@@ -16,19 +16,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--slow-ms", type=int, default=0, help="milliseconds that every call takes longer")
     parser.add_argument("--background", action="store_true", help="return when the daemon serves; it lives on")
     parser.add_argument("--log", default=os.devnull, help="where a daemon in the background writes its last words")
-
-
-class Executions:
-    """The count: a line `SIDE FUNCTION TOKEN` per execution. The token is a name that the caller gave its call."""
-
-    def __init__(self, path: Path | None, side: str = "legacy") -> None:
-        self._side = side
-        self._file = None if path is None else os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-
-    def count(self, function: str, token: str) -> None:
-        """One write before anything is done, so that not even SIGKILL can hide an execution."""
-        if self._file is not None:
-            os.write(self._file, f"{self._side} {function} {'_'.join(token.split()) or '-'}\n".encode())
 
 
 def enter(options: argparse.Namespace) -> Callable[[str], None]:

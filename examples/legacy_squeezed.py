@@ -27,8 +27,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import pyxs
+from executions import Executions
 from legacy_http import Failure, HttpServer, UnknownMethod, Value, integer, marshal_error
-from legacy_process import Executions, add_options, enter
+from legacy_process import add_options, enter
 
 T = TypeVar("T")
 

@@ -17,8 +17,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+from executions import Executions
 from legacy_http import Failure, HttpServer, UnknownMethod, Value, integer, marshal_error
-from legacy_process import Executions, add_options, enter
+from legacy_process import add_options, enter
 
 Record = dict[str, Value]
 
