@@ -1,0 +1,196 @@
+"""A whole host for stories: real bus, real store, legacy daemons, the bridge as a process, a squeezed on the bus."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.fixtures_dbus import BusDaemon
+from tests.fixtures_xenstored import StoreProcess, running_store
+
+ROOT = Path(__file__).parents[1]
+SETTINGS = """
+[bus]
+address = "{bus}"
+[xenstore]
+socket = "{store}"
+[state]
+directory = "{directory}/state"
+[control]
+socket = "{directory}/control"
+[services.squeezed]
+xenstore = "squeezed"
+http = {{ socket = "{directory}/memory", legacy = "{directory}/memory.legacy" }}
+reach = "{reach}"
+legacy = {{ start = {squeezed}, stop = ["/bin/sh", "-c", "kill $(cat {directory}/squeezed.pid)"], pidfile = "{directory}/squeezed.pid" }}
+[services.xenopsd]
+http = {{ socket = "{directory}/xenopsd", legacy = "{directory}/xenopsd.legacy" }}
+legacy = {{ start = {xenopsd}, stop = ["/bin/sh", "-c", "kill $(cat {directory}/xenopsd.pid)"], pidfile = "{directory}/xenopsd.pid" }}
+"""
+
+
+class Host:
+    """What runs on the host. Every process is ended by its pid when the test is over."""
+
+    def __init__(self, bus: BusDaemon, store: StoreProcess) -> None:
+        self.bus = bus
+        self.store = store
+        self.directory = bus.directory
+        self.settings = self.directory / "bridge.toml"
+        self._processes: dict[str, asyncio.subprocess.Process] = {}
+        python = sys.executable
+        common = [
+            "--executions",
+            str(self.directory / "executions"),
+            "--background",
+            "--log",
+            f"{self.directory}/legacy.log",
+        ]
+        self.legacy = {
+            "squeezed": [
+                python, f"{ROOT}/examples/legacy_squeezed.py", "--xenstore", store.socket, "--http", f"{self.directory}/memory",
+                "--pidfile", f"{self.directory}/squeezed.pid", *common,
+            ],
+            "xenopsd": [
+                python, f"{ROOT}/examples/legacy_xenopsd.py", "--socket", f"{self.directory}/xenopsd",
+                "--pidfile", f"{self.directory}/xenopsd.pid", *common,
+            ],
+        }  # fmt: skip
+        self.write_settings()
+
+    def write_settings(self, *, reach: str = "xenstore") -> None:
+        """The bridge's settings; `reach` is how it reaches the legacy squeezed."""
+        commands = {name: json.dumps(command) for name, command in self.legacy.items()}
+        self.settings.write_text(
+            SETTINGS.format(
+                bus=self.bus.address, store=self.store.socket, directory=self.directory, reach=reach, **commands
+            )
+        )
+
+    def path(self, name: str) -> Path:
+        return self.directory / name
+
+    async def start_legacy(self, name: str) -> None:
+        process = await asyncio.create_subprocess_exec(*self.legacy[name], stdout=asyncio.subprocess.DEVNULL)
+        assert await process.wait() == 0, self.path("legacy.log").read_text()
+
+    def legacy_pid(self, name: str) -> int:
+        return int(self.path(f"{name}.pid").read_text())
+
+    async def start_bridge(self) -> None:
+        """Returns when the control socket answers."""
+        await self._spawn("bridge", [sys.executable, "-m", "bridges", "run", "--settings", str(self.settings)])
+        async with asyncio.timeout(20):
+            while (await self.cli("status", "--json"))[0] != 0:
+                assert self._processes["bridge"].returncode is None, self.log("bridge")
+                await asyncio.sleep(0.05)
+
+    async def start_bus_squeezed(self) -> None:
+        """Returns when the candidate's name has an owner."""
+        arguments = ["--bus", self.bus.address, "--xenstore", self.store.socket]
+        arguments += ["--executions", str(self.path("executions"))]
+        await self._spawn("bus", [sys.executable, f"{ROOT}/examples/squeezed_on_bus.py", *arguments])
+        async with asyncio.timeout(20):
+            while "is a candidate" not in self.log("bus"):
+                assert self._processes["bus"].returncode is None, self.log("bus")
+                await asyncio.sleep(0.05)
+
+    async def _spawn(self, name: str, command: list[str]) -> None:
+        with self.path(f"{name}.log").open("ab") as log:
+            self._processes[name] = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+            )
+
+    def log(self, name: str) -> str:
+        return self.path(f"{name}.log").read_text()
+
+    async def end(self, name: str, number: signal.Signals = signal.SIGTERM) -> int:
+        """Ends a process that we started and gives its exit status."""
+        process = self._processes.pop(name)
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(number)
+        async with asyncio.timeout(20):
+            return await process.wait()
+
+    async def cli(self, *arguments: str) -> tuple[int, str, str]:
+        """`xcp-bridge ARGUMENTS`: exit status, standard output, standard error."""
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "XCP_BRIDGE_SETTINGS": str(self.settings)}
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "bridges", *arguments,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=environment,
+        )  # fmt: skip
+        output, errors = await process.communicate()
+        assert process.returncode is not None
+        return process.returncode, output.decode(), errors.decode()
+
+    async def control(self, **request: object) -> dict[str, object]:
+        """One request on the control socket, as the command line makes it."""
+        reader, writer = await asyncio.open_unix_connection(str(self.path("control")))
+        try:
+            writer.write(json.dumps(request).encode() + b"\n")
+            answer: dict[str, object] = json.loads(await reader.readline())
+            return answer
+        finally:
+            writer.close()
+            await writer.wait_closed()
+
+    async def stage(self, service: str, stage: str) -> dict[str, object]:
+        """Moves a service; the answer must be yes."""
+        answer = await self.control(verb="stage", service=service, stage=stage, reason="test")
+        assert answer["ok"], (answer, self.log("bridge"))
+        return answer
+
+    def executions(self) -> Counter[tuple[str, str]]:
+        """(function, token) to the number of executions, on whichever side."""
+        return Counter((function, token) for _, function, token in self._lines())
+
+    def sides(self) -> Counter[str]:
+        """legacy and bus to the number of executions there."""
+        return Counter(side for side, _, _ in self._lines())
+
+    def _lines(self) -> list[list[str]]:
+        path = self.path("executions")
+        return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+
+    async def stop(self) -> None:
+        for name in list(self._processes):
+            await self.end(name, signal.SIGTERM if name == "bridge" else signal.SIGKILL)
+        for name in self.legacy:
+            with contextlib.suppress(OSError, ValueError):
+                pid = self.legacy_pid(name)
+                pidfd = os.pidfd_open(pid)
+                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, signal.SIGCONT)
+                while not await asyncio.to_thread(_has_ended, pidfd):
+                    pass
+                os.close(pidfd)
+
+
+def _has_ended(pidfd: int) -> bool:
+    import select
+
+    return bool(select.select([pidfd], [], [], 5)[0])
+
+
+@pytest.fixture
+async def host(bus_daemon: BusDaemon, request: pytest.FixtureRequest) -> AsyncIterator[Host]:
+    """A host on the real oxenstored; nothing of ours runs yet."""
+    async with running_store("oxenstored", lambda: request.getfixturevalue("xenstored_stub")) as store:
+        host = Host(bus_daemon, store)
+        try:
+            yield host
+        finally:
+            await host.stop()
