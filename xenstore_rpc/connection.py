@@ -112,8 +112,9 @@ class Watch:
         self._fired.set()
 
     def end(self, reason: StoreLost) -> None:
-        """Lets the reader fail with `reason` once the queued events are read; the Store calls this."""
+        """Lets the reader fail with `reason`; the Store calls this."""
         self._over = reason
+        self._paths.clear()
         self._fired.set()
 
 
@@ -143,14 +144,14 @@ class Store:
 
     async def close(self) -> None:
         """Ends the connection and every watch; operations in flight fail with StoreLost."""
+        for watch in self._watches.values():
+            watch.end(StoreLost("the connection to xenstore was closed", sent=False))
+        self._watches.clear()
         if self._keeper is not None:
             self._keeper.cancel()
             with suppress(asyncio.CancelledError):
                 await self._keeper
             self._keeper = None
-        for watch in self._watches.values():
-            watch.end(StoreLost("the connection to xenstore was closed", sent=False))
-        self._watches.clear()
 
     @property
     def is_connected(self) -> bool:
@@ -161,7 +162,10 @@ class Store:
         """Returns once connected; StoreLost after `timeout` seconds, None waits as long as it takes."""
         try:
             async with asyncio.timeout(timeout):
-                await self._connected.wait()
+                # The loss is known to the link one loop turn before the event is cleared.
+                while not self.is_connected:
+                    self._connected.clear()
+                    await self._connected.wait()
         except TimeoutError:
             raise StoreLost(f"no connection to xenstore at {self.address} within {timeout} s", sent=False) from None
 

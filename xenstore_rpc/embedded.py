@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 from xenstore_rpc.embedded_tree import Change, Node, NodePath, Refused, Snapshot, View
 from xenstore_rpc.errors import BadRecord, InvalidPath
@@ -75,7 +76,7 @@ class _Client(asyncio.Protocol):
         self._watches: dict[tuple[str, str], NodePath] = {}
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
         self._transport = transport
         self._store.clients.add(self)
 

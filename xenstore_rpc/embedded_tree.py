@@ -14,7 +14,7 @@ NodePath = tuple[str, ...]
 """Node names from the root; the root itself is ()."""
 
 
-class Refused(Exception):  # noqa: N818 - it carries the wire's own error name
+class Refused(Exception):
     """The operation is refused with `error`, an errno name as sent on the wire."""
 
     def __init__(self, error: str) -> None:

@@ -13,7 +13,6 @@ XenstoreError
 ```
 """
 
-# ruff: noqa: N818 - the names say what happened; "Error" on each would say it twice
 from __future__ import annotations
 
 

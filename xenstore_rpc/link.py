@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import stat
 from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import cast
 
 from xenstore_rpc.errors import BadRecord, StoreLost, StoreRefused
 from xenstore_rpc.packets import Op
 from xenstore_rpc.session import Session, WatchEvent
+
+QUEUE_PAUSE = 0.005
+"""Seconds between attempts to connect while the store's queue of connections is full."""
 
 
 class Link(asyncio.Protocol):
@@ -55,7 +60,7 @@ class Link(asyncio.Protocol):
         self._outgoing.clear()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
+        transport = cast("asyncio.WriteTransport", transport)  # uvloop's is no subclass
         self._transport = transport
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -150,8 +155,29 @@ async def open_link(address: str) -> Link:
     if stat.S_ISCHR(Path(address).stat().st_mode):  # noqa: ASYNC240 - one stat() per connection, of a local name
         _DeviceTransport(address, link)
     else:
-        await asyncio.get_running_loop().create_unix_connection(lambda: link, address)
+        connection = await _connected_socket(address)
+        await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=connection)
     return link
+
+
+async def _connected_socket(address: str) -> socket.socket:
+    """A connected Unix socket; waits while the listener's queue is full.
+
+    Xenstore daemons listen with a queue of one. A full queue makes connect() fail with EAGAIN, which asyncio takes for
+    "in progress" and then hands out a socket that never was connected (its first read fails with EINVAL).
+    """
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        while True:
+            try:
+                connection.connect(address)
+            except BlockingIOError:
+                await asyncio.sleep(QUEUE_PAUSE)
+            else:
+                return connection
+    except BaseException:
+        connection.close()
+        raise
 
 
 def _ignore(_event: WatchEvent) -> None:
