@@ -1,0 +1,197 @@
+"""The settings file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridges.settings import (
+    HttpDoorSettings,
+    LegacyCommands,
+    LegacyUnit,
+    ServiceSettings,
+    Settings,
+    SettingsError,
+    load,
+    parse,
+)
+
+SAMPLE = """
+[bus]
+address = "unix:path=/run/xcp/bus"
+[xenstore]
+socket = "/var/run/xenstored/socket"
+[state]
+directory = "/var/lib/xcp-bridge"
+[control]
+socket = "/run/xcp-bridge/control"
+
+[services.squeezed]
+legacy = { start = ["/usr/sbin/squeezed"], stop = ["/bin/kill"], pidfile = "/var/run/squeezed.pid" }
+xenstore = "squeezed"
+reach = "xenstore"
+stale_at_start = "execute"
+[services.xenopsd]
+legacy = { unit = "xenopsd.service" }
+[services.xenopsd.http]
+socket = "/var/lib/xcp/xenopsd"
+legacy = "/var/lib/xcp/xenopsd.old"
+dialect = "rpclib"
+listen = ["tcp:127.0.0.1:8080", "tcp:[::1]:8080"]
+"""
+
+
+def problems(data: dict[str, Any]) -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        parse(data, {})
+    assert str(caught.value) == "; ".join(caught.value.problems)
+    return caught.value.problems
+
+
+def test_a_complete_file(tmp_path: Path) -> None:
+    """Every key reaches its place."""
+    path = tmp_path / "bridge.toml"
+    path.write_text(SAMPLE)
+    assert load(path, {}) == Settings(
+        bus_address="unix:path=/run/xcp/bus",
+        xenstore_socket="/var/run/xenstored/socket",
+        state_directory=Path("/var/lib/xcp-bridge"),
+        control_socket=Path("/run/xcp-bridge/control"),
+        services={
+            "squeezed": ServiceSettings(
+                "squeezed",
+                legacy=LegacyCommands(("/usr/sbin/squeezed",), ("/bin/kill",), Path("/var/run/squeezed.pid")),
+                xenstore="squeezed",
+                reach="xenstore",
+                stale_at_start="execute",
+            ),
+            "xenopsd": ServiceSettings(
+                "xenopsd",
+                legacy=LegacyUnit("xenopsd.service"),
+                http=HttpDoorSettings(
+                    Path("/var/lib/xcp/xenopsd"),
+                    Path("/var/lib/xcp/xenopsd.old"),
+                    listen=(("127.0.0.1", 8080), ("::1", 8080)),
+                ),
+            ),
+        },
+    )
+
+
+def test_everything_has_a_default() -> None:
+    """An empty file is a bridge without services; the daemon's own socket stands beside ours."""
+    assert parse({}, {}) == Settings()
+    parsed = parse({"services": {"xenopsd": {"http": {"socket": "/run/x"}}}}, {})
+    assert parsed.services["xenopsd"].http == HttpDoorSettings(Path("/run/x"), Path("/run/x.legacy"))
+
+
+def test_the_environment_stands_above_the_file() -> None:
+    """XCP_BUS_ADDRESS wins, and the key it covers is still a known one."""
+    data = {"bus": {"address": "unix:path=/a"}}
+    assert parse(data, {"XCP_BUS_ADDRESS": "unix:path=/b"}).bus_address == "unix:path=/b"
+    assert parse(data, {"XCP_BUS_ADDRESS": ""}).bus_address == "unix:path=/a"
+
+
+def test_all_mistakes_are_reported_at_once() -> None:
+    """One reading finds the mistakes of every table, each with its place."""
+    found = problems(
+        {
+            "bus": {"address": 3},
+            "xenstore": {"sokcet": "/a"},
+            "state": {"directory": "relative"},
+            "console": {"listen": "unix:/a"},
+            "services": {
+                "squeezed": {"legacy": {"start": "cmd"}, "stale_at_start": "maybe"},
+                "nosuch": {"xenstore": "nosuch"},
+            },
+        }
+    )
+    assert sorted(found) == sorted(
+        [
+            "bus.address: expected text, got 3",
+            "xenstore.sokcet: unknown key",
+            "state.directory: expected an absolute path, got 'relative'",
+            "console: the console is not available in this version; remove the key",
+            "services.squeezed.legacy.start: expected a command as a list of texts, got 'cmd'",
+            "services.squeezed.legacy.stop: is missing: expected a command as a list of texts",
+            "services.squeezed.legacy.pidfile: is missing: expected an absolute path",
+            "services.squeezed.stale_at_start: expected 'refuse' or 'execute', got 'maybe'",
+            "services.squeezed: needs a legacy door: xenstore or http",
+            "services.nosuch: no interface is written down for 'nosuch'; known: squeezed, xenopsd",
+        ]
+    )
+
+
+SQUEEZED = {"xenstore": "squeezed"}
+
+
+@pytest.mark.parametrize(
+    ("service", "expected"),
+    [
+        (SQUEEZED | {"stage": "live"}, ["services.squeezed.stage: unknown key; known here: xenstore"]),
+        (SQUEEZED | {"framed": {}}, ["services.squeezed.framed: the framed JSON socket is not available in this version; "
+                                     "remove the key"]),
+        (SQUEEZED | {"xenstore": "a/b"}, ["services.squeezed.xenstore: expected the name of a tree such as 'squeezed', "
+                                          "got 'a/b'"]),
+        (SQUEEZED | {"legacy": {}}, ["services.squeezed.legacy: expected unit, or start, stop and pidfile"]),
+        (SQUEEZED | {"legacy": 3}, ["services.squeezed.legacy: expected a table, got 3"]),
+        (SQUEEZED | {"http": "x"}, ["services.squeezed.http: expected a table, got 'x'"]),
+        (SQUEEZED | {"legacy": {"unit": "a", "start": ["b"]}},
+         ["services.squeezed.legacy.start: unknown key; known here: unit"]),
+        (SQUEEZED | {"legacy": {"start": [], "stop": ["a", 3], "pidfile": "a\0"}},
+         ["services.squeezed.legacy.start: expected a command as a list of texts, got []",
+          "services.squeezed.legacy.stop: expected a command as a list of texts, got ['a', 3]",
+          "services.squeezed.legacy.pidfile: expected an absolute path, got 'a\\x00'"]),
+        (SQUEEZED | {"http": {}}, ["services.squeezed.http.socket: is missing: expected an absolute path"]),
+        (SQUEEZED | {"http": {"socket": "/a", "legacy": "/a"}},
+         ["services.squeezed.http.legacy: must differ from socket"]),
+        (SQUEEZED | {"http": {"socket": "/a/x", "legacy": "/b/x"}},
+         ["services.squeezed.http.legacy: must be in the directory of socket: it is made by a hard link and given back "
+          "by a rename"]),
+        (SQUEEZED | {"http": {"socket": "/a", "dialect": "xenapi"}},
+         ["services.squeezed.http.dialect: expected 'rpclib', got 'xenapi'"]),
+        (SQUEEZED | {"http": {"socket": "/a", "listen": ["unix:/a", "tcp:h:70000", "tcp::80", 3, "tcp:h:" + "9" * 5000]}},
+         ["services.squeezed.http.listen: expected 'tcp:HOST:PORT', got 'unix:/a'",
+          "services.squeezed.http.listen: expected 'tcp:HOST:PORT', got 'tcp:h:70000'",
+          "services.squeezed.http.listen: expected 'tcp:HOST:PORT', got 'tcp::80'",
+          "services.squeezed.http.listen: expected 'tcp:HOST:PORT', got 3",
+          "services.squeezed.http.listen: expected 'tcp:HOST:PORT', got 'tcp:h:" + "9" * 5000 + "'"]),
+        ({"http": {"socket": "/a"}, "reach": "xenstore"},
+         ["services.squeezed.reach: xenstore is no door of this service"]),
+        (3, ["services.squeezed: expected a table, got 3"]),
+    ],
+)  # fmt: skip
+def test_each_mistake_of_a_service_has_its_sentence(service: Any, expected: list[str]) -> None:
+    """Unknown keys, wrong types and contradictions name the key, the value and what was expected."""
+    assert problems({"services": {"squeezed": service}}) == expected
+
+
+def test_two_services_cannot_share_a_door() -> None:
+    """A socket, a listening address and a tree belong to one service."""
+    door = {"http": {"socket": "/a", "listen": ["tcp:h:1"]}, "xenstore": "tree"}
+    assert problems({"services": {"squeezed": door, "xenopsd": door}}) == [
+        "services.xenopsd: xenstore tree /tree is also a door of squeezed",
+        "services.xenopsd: /a is also a door of squeezed",
+        "services.xenopsd: /a.legacy is also a door of squeezed",
+        "services.xenopsd: tcp:h:1 is also a door of squeezed",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"[bus", "bridge.toml: Expected ']' at the end of a table"),
+        (b"\xff", "bridge.toml: cannot be read: no UTF-8 text"),
+        (b"x = 1", "bridge.toml: x: unknown key"),
+        (None, "bridge.toml: cannot be read: No such file or directory"),
+    ],
+)
+def test_every_problem_names_the_file(tmp_path: Path, content: bytes | None, expected: str) -> None:
+    """A file that cannot be read, is no TOML or has mistakes is named."""
+    path = tmp_path / "bridge.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SettingsError, match=expected):
+        load(path, {})
