@@ -132,7 +132,7 @@ def _service(name: str, table: _Table) -> ServiceSettings:
         table.problem("", "needs a legacy door: xenstore or http")
     if settings.reach == "xenstore" and settings.xenstore is None:
         table.problem("reach", "xenstore is no door of this service")
-    if settings.xenstore and ("/" in settings.xenstore or settings.xenstore == "xenstore"):
+    if settings.xenstore and not re.fullmatch("[A-Za-z0-9_@-]+", settings.xenstore):
         table.problem("xenstore", f"expected the name of a tree such as 'squeezed', got {settings.xenstore!r}")
     return settings
 
@@ -204,11 +204,11 @@ class _Table:
         place = f"{self._place}.{key}" if self._place else key
         if not isinstance(value, dict):
             self.problem(key, f"expected a table, got {value!r}")
-            value = {}
+            return _Table(place, {}, [])  # that its keys are missing needs no saying
         return _Table(place, value, self._problems)
 
     def text(self, key: str, default: str) -> str:
-        found: str = self._read(key, default, "text", lambda value: isinstance(value, str) and bool(value))
+        found: str = self._read(key, default, "text", _is_text)
         return found
 
     def path(self, key: str, default: Path | None) -> Path:
@@ -216,9 +216,7 @@ class _Table:
             self.problem(key, "is missing: expected an absolute path")
             return Path("/")
         return Path(
-            self._read(
-                key, str(default), "an absolute path", lambda value: isinstance(value, str) and value.startswith("/")
-            )
+            self._read(key, str(default), "an absolute path", lambda value: _is_text(value) and value.startswith("/"))
         )
 
     def choice(self, key: str, choices: tuple[str, ...], default: str) -> str:
@@ -232,7 +230,7 @@ class _Table:
             key,
             [],
             "a command as a list of texts",
-            lambda v: isinstance(v, list) and bool(v) and all(isinstance(w, str) for w in v),
+            lambda v: isinstance(v, list) and bool(v) and all(map(_is_text, v)),
         )
         return tuple(words)
 
@@ -261,3 +259,7 @@ class _Table:
             self.problem(key, f"expected {expected}, got {value!r}")
             return default
         return value
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value) and "\0" not in value
