@@ -154,7 +154,7 @@ class Endpoints:
         finally:
             process.close()
         if self.sockets is not None and self._http_door is not None:
-            await self.sockets.look(self._http_door)
+            await self.sockets.take_again(self._http_door)
 
     async def _legacy_is_ready(self) -> bool:
         try:

@@ -146,6 +146,8 @@ class Flip:
             self._hold()
             self._reached(Step.HELD)
             await self._drain()
+            if endpoints.sockets is not None:
+                await endpoints.sockets.drain_daemon(DRAIN_SECONDS)
             self._reached(Step.DRAINED)
             await self._fence_legacy(process)
             self._reached(Step.FENCED)
