@@ -73,18 +73,23 @@ def write_arguments(method: Method, arguments: dict[str, Value]) -> tuple[str, t
 
 
 def read_response(service: Service, method: Method, arguments: dict[str, Value], response: Response) -> Value:
-    """The neutral result of a response. Raises Fault for an error answer, and for one that misses a declared result."""
+    """The neutral result of a response. Raises Fault for an error answer, and for one that is not as declared."""
     if response.is_error:
         raise _read_error(service, arguments, response.code, response.description)
-    form = _form(method)
-    results = dict(response.results)
+    try:
+        return _read_results(method, _form(method), dict(response.results))
+    except Fault as fault:
+        raise Fault(Kind.NOT_REPRESENTABLE, f"{method.name} was executed; its answer, {fault.text}") from None
+
+
+def _read_results(method: Method, form: XenstoreForm, results: dict[str, bytes]) -> Value:
     if form.variadic:
         return {name: _text(name, value) for name, value in results.items()}
     kinds = method.result.items if isinstance(method.result, TupleOf) else (method.result,)
     found: list[Value] = []
     for name, kind in zip(form.results, kinds, strict=False):
         if name not in results:
-            raise Fault(Kind.NOT_REPRESENTABLE, f"{method.name}: the legacy daemon's answer has no {name!r}")
+            raise Fault(Kind.NOT_REPRESENTABLE, f"{name}: is missing")
         found.append(_read(kind, name, results[name]))
     if isinstance(method.result, TupleOf):
         return tuple(found)

@@ -124,48 +124,58 @@ def test_all_mistakes_are_reported_at_once() -> None:
     )
 
 
-SQUEEZED = {"xenstore": "squeezed"}
+ADDRESS = "9" * 5000
 
 
 @pytest.mark.parametrize(
     ("service", "expected"),
     [
-        (SQUEEZED | {"stage": "live"}, ["services.squeezed.stage: unknown key; known here: xenstore"]),
-        (SQUEEZED | {"framed": {}}, ["services.squeezed.framed: the framed JSON socket is not available in this version; "
-                                     "remove the key"]),
-        (SQUEEZED | {"xenstore": "a/b"}, ["services.squeezed.xenstore: expected the name of a tree such as 'squeezed', "
-                                          "got 'a/b'"]),
-        (SQUEEZED | {"legacy": {}}, ["services.squeezed.legacy: expected unit, or start, stop and pidfile"]),
-        (SQUEEZED | {"legacy": 3}, ["services.squeezed.legacy: expected a table, got 3"]),
-        (SQUEEZED | {"http": "x"}, ["services.squeezed.http: expected a table, got 'x'"]),
-        (SQUEEZED | {"legacy": {"unit": "a", "start": ["b"]}},
-         ["services.squeezed.legacy.start: unknown key; known here: unit"]),
-        (SQUEEZED | {"legacy": {"start": [], "stop": ["a", 3], "pidfile": "a\0"}},
-         ["services.squeezed.legacy.start: expected a command as a list of texts, got []",
-          "services.squeezed.legacy.stop: expected a command as a list of texts, got ['a', 3]",
-          "services.squeezed.legacy.pidfile: expected an absolute path, got 'a\\x00'"]),
-        (SQUEEZED | {"http": {}}, ["services.squeezed.http.socket: is missing: expected an absolute path"]),
-        (SQUEEZED | {"http": {"socket": "/a", "legacy": "/a"}},
-         ["services.squeezed.http.legacy: must differ from socket"]),
-        (SQUEEZED | {"http": {"socket": "/a/x", "legacy": "/b/x"}},
-         ["services.squeezed.http.legacy: must be in the directory of socket: it is made by a hard link and given back "
-          "by a rename"]),
-        (SQUEEZED | {"http": {"socket": "/a", "dialect": "xenapi"}},
-         ["services.squeezed.http.dialect: expected 'rpclib', got 'xenapi'"]),
-        (SQUEEZED | {"http": {"socket": "/a", "listen": ["unix:/a", "tcp:h:70000", "tcp::80", 3, "tcp:h:" + "9" * 5000]}},
-         ["services.squeezed.http.listen: expected 'tcp:HOST:PORT', got 'unix:/a'",
-          "services.squeezed.http.listen: expected 'tcp:HOST:PORT', got 'tcp:h:70000'",
-          "services.squeezed.http.listen: expected 'tcp:HOST:PORT', got 'tcp::80'",
-          "services.squeezed.http.listen: expected 'tcp:HOST:PORT', got 3",
-          "services.squeezed.http.listen: expected 'tcp:HOST:PORT', got 'tcp:h:" + "9" * 5000 + "'"]),
-        ({"http": {"socket": "/a"}, "reach": "xenstore"},
-         ["services.squeezed.reach: xenstore is no door of this service"]),
-        (3, ["services.squeezed: expected a table, got 3"]),
+        ({"stage": "live"}, [".stage: unknown key; known here: xenstore"]),
+        ({"framed": {}}, [".framed: the framed JSON socket is not available in this version; remove the key"]),
+        ({"xenstore": "a/b"}, [".xenstore: expected the name of a tree such as 'squeezed', got 'a/b'"]),
+        ({"legacy": {}}, [".legacy: expected unit, or start, stop and pidfile"]),
+        ({"legacy": 3}, [".legacy: expected a table, got 3"]),
+        ({"legacy": {"unit": "a", "start": ["b"]}}, [".legacy.start: unknown key; known here: unit"]),
+        (
+            {"legacy": {"start": [], "stop": ["a", 3], "pidfile": "a\0"}},
+            [
+                ".legacy.start: expected a command as a list of texts, got []",
+                ".legacy.stop: expected a command as a list of texts, got ['a', 3]",
+                ".legacy.pidfile: expected an absolute path, got 'a\\x00'",
+            ],
+        ),
+        ({"http": "x"}, [".http: expected a table, got 'x'"]),
+        ({"http": {}}, [".http.socket: is missing: expected an absolute path"]),
+        ({"http": {"socket": "/a", "legacy": "/a"}}, [".http.legacy: must differ from socket"]),
+        (
+            {"http": {"socket": "/a/x", "legacy": "/b/x"}},
+            [".http.legacy: must be in the directory of socket: it is made by a hard link and given back by a rename"],
+        ),
+        ({"http": {"socket": "/a", "dialect": "xenapi"}}, [".http.dialect: expected 'rpclib', got 'xenapi'"]),
+        (
+            {"http": {"socket": "/a", "listen": ["unix:/a", "tcp:h:70000", "tcp::80", 3, f"tcp:h:{ADDRESS}"]}},
+            [
+                ".http.listen: expected 'tcp:HOST:PORT', got 'unix:/a'",
+                ".http.listen: expected 'tcp:HOST:PORT', got 'tcp:h:70000'",
+                ".http.listen: expected 'tcp:HOST:PORT', got 'tcp::80'",
+                ".http.listen: expected 'tcp:HOST:PORT', got 3",
+                f".http.listen: expected 'tcp:HOST:PORT', got 'tcp:h:{ADDRESS}'",
+            ],
+        ),
     ],
-)  # fmt: skip
-def test_each_mistake_of_a_service_has_its_sentence(service: Any, expected: list[str]) -> None:
+)
+def test_each_mistake_of_a_service_has_its_sentence(service: dict[str, Any], expected: list[str]) -> None:
     """Unknown keys, wrong types and contradictions name the key, the value and what was expected."""
-    assert problems({"services": {"squeezed": service}}) == expected
+    found = problems({"services": {"squeezed": {"xenstore": "squeezed"} | service}})
+    assert found == [f"services.squeezed{line}" for line in expected]
+
+
+def test_a_service_is_a_table_with_the_door_it_is_reached_by() -> None:
+    """A service that is no table, or whose way to the legacy daemon is no door of it, is refused."""
+    assert problems({"services": {"squeezed": 3}}) == ["services.squeezed: expected a table, got 3"]
+    assert problems({"services": {"squeezed": {"http": {"socket": "/a"}, "reach": "xenstore"}}}) == [
+        "services.squeezed.reach: xenstore is no door of this service"
+    ]
 
 
 def test_two_services_cannot_share_a_door() -> None:
