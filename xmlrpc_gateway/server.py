@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import logging
+import re
 import socket
 import struct
 import zlib
@@ -48,6 +49,15 @@ Answer = HttpReply | CloseSilently
 
 _FIELD_LIMIT: Final = 8190  # bytes of the request line and of one header; xapi's own server takes 1024 in all
 _HEADERS_LIMIT: Final = 100
+_HEAD_LIMIT: Final = 64 * 1024
+_HEAD_END: Final = re.compile(rb"\r?\n\r?\n")
+_LINE_END: Final = re.compile(rb"\r?\n")
+_HOST: Final = re.compile(rb"\nhost[ \t]*:", re.IGNORECASE)
+_LENGTH: Final = re.compile(rb"\ncontent-length:[ \t]*([0-9]{1,18})[ \t]*(?:\r?\n|$)", re.IGNORECASE)
+_CHUNKED: Final = re.compile(rb"\ntransfer-encoding[ \t]*:", re.IGNORECASE)
+_UNBOUNDED: Final = 2**62
+_BLANK_LINE: Final = b"\r\n\r\n"
+_NO_HOST: Final = "absent.host.invalid"  # stands in the parser's sight where a client sent no Host; never handed on
 _IDLE_SECONDS: Final = 300.0  # as xapi's clients keep their connections
 _BODY_SECONDS: Final = 300.0  # as xapi's server of 2012 waits for a read
 _LINGER_SECONDS: Final = 5.0  # for a client that must hear "too large" while it still sends
@@ -265,7 +275,8 @@ class HttpDoor:
         answer = self._answer if request.method == "POST" else self._answer_others
         if answer is None:
             return manner.answer_to(request.method), False
-        headers = tuple((name.decode(CHARSET), value.decode(CHARSET)) for name, value in request.raw_headers)
+        decoded = ((name.decode(CHARSET), value.decode(CHARSET)) for name, value in request.raw_headers)
+        headers = tuple(pair for pair in decoded if pair[1] != _NO_HOST)
         length = header(headers, "content-length")
         if header(headers, "transfer-encoding") is not None or (length is None and request.method == "POST"):
             return manner.no_length, False
@@ -329,7 +340,10 @@ class _Connection(web.RequestHandler):
         self.reads_body = False
         self.replies = 0
         self._door = door
-        self._has_begun = False
+        # What has come of a request's head; None within a request, whose head was looked at.
+        self._head: bytes | None = b""
+        self._left = 0  # bytes of the request's body that are still to come
+        self._surplus = b""  # what was sent after the request
         self._is_running = False
         self._is_lost = False
 
@@ -338,11 +352,43 @@ class _Connection(web.RequestHandler):
         self._door.opened(self)
 
     def data_received(self, data: bytes) -> None:
-        if not self._has_begun:
-            self._has_begun = True
-            data = _with_full_line_ends(data)
-        self.idle = False
+        """Gives the parser one request at a time, its head mended.
+
+        What follows a request is kept until its reply was written: an error in it must not take the first one along.
+        Empty data is the library's own way of saying that there is room again for what the parser keeps back.
+        """
+        if data and self._head is not None:
+            self.idle = False
+            data = self._begin(self._head + data)
+            if not data:
+                return
+        elif len(data) > self._left:
+            self._surplus += data[self._left :]
+            data = data[: self._left]
+            self._left = 0
+            if self.transport is not None:
+                self.transport.pause_reading()
+        else:
+            self._left -= len(data)
         super().data_received(data)
+
+    def _begin(self, data: bytes) -> bytes:
+        """What the parser gets of data that begins with a request; nothing while its head is incomplete."""
+        end = _HEAD_END.search(data, 0, _HEAD_LIMIT)
+        if end is None:
+            if len(data) < _HEAD_LIMIT and data[:1].isalpha():
+                self._head = data
+                return b""
+            self._head, self._left = None, _UNBOUNDED
+            return data
+        self._head = None
+        head = data[: end.start()]
+        stop = end.end() + _body_length(head)
+        self._left = max(0, stop - len(data))
+        self._surplus = data[stop:]
+        if end[0] == _BLANK_LINE and _HOST.search(head):
+            return data[:stop]
+        return _mended(head) + data[end.end() : stop]
 
     def eof_received(self) -> bool:  # type: ignore[override]  # the library always closes
         """A client that shut down its sending side after a whole request still gets its reply."""
@@ -375,10 +421,18 @@ class _Connection(web.RequestHandler):
         """The reply to what could not be parsed, and to defects."""
         return self._door.refuse(request, exc)
 
-    def replied(self) -> None:
-        """A reply was written."""
+    def replied(self, *, keeps_open: bool) -> None:
+        """A reply was written; what the client had sent after its request comes next."""
         self.replies += 1
-        self.idle = self.replies == self._request_count
+        if self.half_closed:
+            self._lingering_time = 0.0  # nothing more can come that would have to be read off
+        if keeps_open:
+            self.idle = True
+            self._head = b""
+            if self._surplus and self.transport is not None:
+                data, self._surplus = self._surplus, b""
+                self.transport.resume_reading()
+                self.data_received(data)
 
     def abort(self) -> None:
         """Ends the connection with whatever is on its way."""
@@ -418,7 +472,7 @@ class _Reply(web.StreamResponse):
         else:
             await request.writer.write(head)
             await request.writer.write(body)
-        connection.replied()
+        connection.replied(keeps_open=self._keeps_open)
         return None
 
     async def write_eof(self, data: bytes | bytearray | memoryview = b"") -> None:
@@ -472,12 +526,20 @@ def _plain(headers: Headers, length: int) -> Headers:
     return (("content-length", str(length)), *kept)
 
 
-def _with_full_line_ends(data: bytes) -> bytes:
-    """A request whose header lines end in a bare LF, which legacy servers accept, with CR LF."""
-    end = data.find(b"\n\n", 0, _FIELD_LIMIT)
-    if end < 0 or b"\r" in data[:end]:
-        return data
-    return data[:end].replace(b"\n", b"\r\n") + b"\r\n\r\n" + data[end + 2 :]
+def _mended(head: bytes) -> bytes:
+    """A request's head with what the parser insists on and legacy clients leave out: CR before LF, Host in HTTP/1.1."""
+    lines = _LINE_END.split(head)
+    if not _HOST.search(head):
+        lines.append(b"Host: " + _NO_HOST.encode())
+    return b"\r\n".join(lines) + _BLANK_LINE
+
+
+def _body_length(head: bytes) -> int:
+    """How many bytes belong to the request after its head. One that will be refused may take all that comes."""
+    length = _LENGTH.search(head)
+    if length is not None:
+        return int(length[1])
+    return _UNBOUNDED if _CHUNKED.search(head) else 0
 
 
 def _peer(connection: socket.socket, address: tuple[object, ...]) -> Peer | str:

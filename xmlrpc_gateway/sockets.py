@@ -115,8 +115,8 @@ def release(path: Path, legacy_path: Path) -> Returned:
 def open_connections(path: Path) -> int:
     """How many connections the listener has that was bound at `path`, those that it has not accepted yet included.
 
-    The kernel keeps the name of the binding whatever the file is called now, so our own listener (bound at PATH.new) is
-    On Unix sockets a full queue is EAGAIN, which is not "in progress": asyncio's own connect takes it for success
+    The kernel keeps the name of the binding whatever the file is called now: our own listener, bound at PATH.new, is
+    told apart from the daemon's. Source: unix(7), /proc/net/unix; states 02 (waiting to be accepted), 03 (connected).
     """
     rows = (line.split(maxsplit=7) for line in Path("/proc/net/unix").read_text().splitlines()[1:])
     return sum(len(row) == 8 and row[7] == str(path) and row[5] in ("02", "03") for row in rows)
