@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from bridges import dbus_translation, xenstore_translation, xmlrpc_translation
-from bridges.calls import Call, Effect, Value
+from bridges.calls import Call, Value
 from bridges.faults import Fault, Kind
-from bridges.interfaces.model import Service
+from bridges.interfaces.model import Effect, Service
 from dbus_side import names
 from dbus_side.bus import Bus
 from dbus_side.errors import BusLost, BusRefused, BusTimedOut, MessageTooLarge, SignatureMismatch

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from bridges.interfaces.model import Method
+from bridges.interfaces.model import Method
 
 
 class Door(StrEnum):
@@ -29,13 +28,6 @@ class Side(StrEnum):
 
     LEGACY = "legacy"
     BUS = "bus"
-
-
-class Effect(StrEnum):
-    """What a method does to the world; undeclared means write."""
-
-    READ = "read"
-    WRITE = "write"
 
 
 class Tagged(NamedTuple):

@@ -23,11 +23,12 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from bridges import numbers
-from bridges.calls import Effect, Tagged, Value
+from bridges.calls import Tagged, Value
 from bridges.faults import FROM_DBUS, OURS, Fault, Kind
 from bridges.interfaces.model import (
     Basic,
     DictOf,
+    Effect,
     ListOf,
     Method,
     Option,

@@ -10,19 +10,25 @@ Methods and types are built on first use, so a daemon that bridges one service p
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from functools import cached_property, lru_cache
 from importlib import resources
 from typing import Any, Final
 
 import msgspec
 
-from bridges.calls import Effect
-
 BASIC: Final = frozenset({"unit", "bool", "int", "int32", "int64", "float", "string", "char", "any"})
 
 
 class InterfaceError(Exception):
     """The interface data itself is wrong, or names something that is not written down."""
+
+
+class Effect(StrEnum):
+    """What a method does to the world; undeclared means write."""
+
+    READ = "read"
+    WRITE = "write"
 
 
 @dataclass(frozen=True, slots=True)
