@@ -128,6 +128,7 @@ class Store:
         self._watches: dict[tuple[str, str], Watch] = {}
         self._tokens = 0
         self._keeper: asyncio.Task[None] | None = None
+        self._trouble = "not tried yet"
         self._commits = asyncio.Lock()
 
     # ---- life
@@ -167,7 +168,8 @@ class Store:
                     self._connected.clear()
                     await self._connected.wait()
         except TimeoutError:
-            raise StoreLost(f"no connection to xenstore at {self.address} within {timeout} s", sent=False) from None
+            text = f"no connection to xenstore at {self.address} within {timeout} s: {self._trouble}"
+            raise StoreLost(text, sent=False) from None
 
     async def _keep_connected(self) -> None:
         delay = BACKOFF_FIRST
@@ -175,7 +177,7 @@ class Store:
             try:
                 link = await open_link(self.address)
             except OSError as error:
-                _log.warning("xenstore at %s: %s; next attempt in %.2f s", self.address, error, delay)
+                self._note(error.strerror or str(error))
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, BACKOFF_LONGEST)
                 continue
@@ -184,14 +186,21 @@ class Store:
                 await link.lost.wait()
             finally:
                 self._down(link)
-            _log.warning("xenstore at %s: connection lost (%s)", self.address, link.reason)
+            self._note(link.reason)
             if link.was_answered:
                 delay = BACKOFF_FIRST
             await asyncio.sleep(delay)
             delay = min(delay * 2, BACKOFF_LONGEST)
 
+    def _note(self, trouble: str) -> None:
+        """Logs what keeps us from the store, once for each time it changes."""
+        if trouble != self._trouble:
+            _log.warning("xenstore at %s: %s", self.address, trouble)
+        self._trouble = trouble
+
     def _up(self, link: Link) -> None:
         self._link = link
+        self._trouble = "no longer connected"
         link.on_event = self._on_event
         for watch in self._watches.values():
             self._set(link, watch).add_done_callback(_log_refusal)

@@ -243,7 +243,7 @@ class Server:
             request = await self.read_request(*key)
             if request is not None:
                 self._executed.add(key)
-                refused += await self.respond(request, make_response(request))
+                refused += await self._publish(request, make_response(request))
         return refused
 
     async def _listing(self) -> tuple[dict[str, dict[str, None]], dict[str, dict[str, None]]]:
@@ -267,11 +267,13 @@ class Server:
                     tasks.create_task(self._follow(self._tree.requests, self._look)),
                     tasks.create_task(self._follow(self._tree.pid, self._check_pid)),
                 ]
-                await self._stopping.wait()
-                self._draining = True
-                self._waiting.clear()
-                for task in (*followers, *self._running.values()):
-                    task.cancel()
+                try:
+                    await self._stopping.wait()
+                finally:
+                    self._draining = True
+                    self._waiting.clear()
+                    for task in (*followers, *self._running.values()):
+                        task.cancel()
         finally:
             self._ended.set()
 
@@ -377,22 +379,22 @@ class Server:
             _log.exception("request %s of %s failed", request.request_id, request.function)
             return error_response(EXCEPTION, f"internal error, see the log for request {request.request_id}")
 
-    async def _publish(self, request: Request, response: Response) -> None:
-        """Writes the response however long the store is away: the call was executed and never will be again."""
+    async def _publish(self, request: Request, response: Response) -> bool:
+        """Writes the response however long the store is away, since the call never comes up again; see respond()."""
+        replaced = False
         while True:
             try:
-                await self.respond(request, response)
+                return await self.respond(request, response)
             except StoreLost:
                 await self._store.wait_connected()
             except TransactionConflict:
                 _log.warning("request %s of %s: the store is too busy to commit", request.request_id, request.function)
             except (StoreRefused, InvalidPath, ValueTooLong) as error:
                 _log.error("request %s of %s: %s", request.request_id, request.function, error)
-                if response.code == EXCEPTION:
-                    return
+                if replaced:
+                    return False
+                replaced = True
                 response = error_response(EXCEPTION, f"the result cannot be written: {error}")
-            else:
-                return
 
     async def _check_pid(self, _changed: str) -> None:
         pid = await self.pid()

@@ -154,11 +154,40 @@ async def test_conflict_after_all_attempts(store: Store) -> None:
 async def test_no_store_at_all() -> None:
     """connect() says what was not reached and within which time; nothing keeps running."""
     store = Store("/tmp/no-such-xenstore/socket")
-    with pytest.raises(StoreLost, match=r"no-such-xenstore/socket within 0\.2 s"):
+    with pytest.raises(StoreLost, match=r"no-such-xenstore/socket within 0\.2 s: No such file"):
         await store.connect(timeout=0.2)
     assert not store.is_connected
     with pytest.raises(StoreLost, match="not connected"):
         await store.watch("/a")
+
+
+@pytest.mark.parametrize("steady_after", [2, None])
+async def test_directory_that_changes_while_it_is_listed(connected_to: ConnectedTo, steady_after: int | None) -> None:
+    """Parts of different generations are never put together; a directory that never rests is refused in the end."""
+    lists = 0
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal lists
+        packets = PacketReader()
+        while data := await reader.read(100):
+            for packet in packets.feed(data):
+                offset = packet.payload.split(b"\0")[1]
+                if packet.op == Op.DIRECTORY:
+                    writer.write(encode(Op.ERROR, packet.request_id, 0, b"E2BIG\0"))
+                    continue
+                lists += offset == b"0"
+                resting = steady_after is not None and lists > steady_after
+                generation = b"9" if resting else b"%d" % (2 * lists + (offset != b"0"))
+                names = b"a\0" if offset == b"0" else b"b\0\0"
+                writer.write(encode(Op.DIRECTORY_PART, packet.request_id, 0, generation + b"\0" + names))
+
+    async with connected_to(handle) as store:
+        if steady_after is None:
+            with pytest.raises(StoreRefused, match="EBUSY"):
+                await store.directory("/d")
+        else:
+            assert await store.directory("/d") == ["a", "b"]
+            assert lists == 3
 
 
 async def test_full_listener_is_waited_for() -> None:

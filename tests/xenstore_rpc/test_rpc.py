@@ -106,11 +106,12 @@ async def test_handler_failure_is_code_2_without_internals(store: Store, caplog:
     assert "secret detail" in caplog.text
 
 
-async def test_result_that_does_not_fit_is_code_2(store: Store) -> None:
+@pytest.mark.parametrize("result", [Response((("value", bytes(4096)),)), error_response(EXCEPTION, "x" * 4096)])
+async def test_result_that_does_not_fit_is_code_2(store: Store, result: Response) -> None:
     """A result that the store cannot hold is answered as an error instead of leaving the caller waiting."""
 
     async def big(request: Request) -> Response:
-        return Response((("value", bytes(4096)),))
+        return result
 
     async with serving(squeezed(store, big)):
         response = await Caller(store, "squeezed").call("echo", (), timeout=10)
@@ -387,6 +388,27 @@ async def test_stop_leaves_running_calls_unanswered(store: Store) -> None:
         await store.mkdir(f"{ROOT}/request/echo/u")
         await started.wait()
     assert await server.outstanding() == [("echo", "u")]
+
+
+async def test_cancelled_run_starts_nothing_more(store: Store) -> None:
+    """Cancelling run() instead of stop() ends the calls that execute and does not begin those that wait."""
+    started: asyncio.Queue[str] = asyncio.Queue()
+
+    async def endless(request: Request) -> Response:
+        started.put_nowait(request.request_id)
+        await asyncio.Event().wait()
+        return Response(())
+
+    for number in range(3):
+        await store.mkdir(f"{ROOT}/request/echo/{number}")
+    server = squeezed(store, endless, limit=1)
+    task = asyncio.create_task(server.run())
+    await started.get()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert started.empty()
+    assert len(await server.outstanding()) == 3
 
 
 async def test_foreign_pid_is_reported(store: Store) -> None:
