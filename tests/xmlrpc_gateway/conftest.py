@@ -88,7 +88,7 @@ async def make_door(run_dir: Path) -> AsyncIterator[Callable[..., Awaitable[tupl
     for door in doors:
         await door.close()
     names = [task.get_coro().__qualname__ for task in asyncio.all_tasks()]  # type: ignore[union-attr]
-    assert not [name for name in names if name.startswith(("RequestHandler.", "_Connection.", "HttpDoor._"))]
+    assert not [name for name in names if name.startswith(("RequestHandler.", "Connection.", "HttpDoor._"))]
 
 
 @pytest.fixture

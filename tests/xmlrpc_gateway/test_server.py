@@ -122,6 +122,34 @@ async def test_keeps_a_connection_for_several_calls(make_door: MakeDoor, exchang
     assert reply.count(b"connection: close") == 1
 
 
+async def test_takes_requests_in_any_pieces(make_door: MakeDoor) -> None:
+    """Two requests without Host, the second with bare line feeds, arrive byte by byte and are both answered."""
+    _, path = await make_door(echo, manner=manners.XAPI)
+    reader, writer = await asyncio.open_unix_connection(str(path))
+    second = post(b"four", "Connection: close").replace(b"\r\n", b"\n")
+    for byte in post(b"one\r\n\r\n") + second:
+        writer.write(bytes([byte]))
+        await writer.drain()
+    reply = await reader.read()
+    writer.close()
+    assert reply.count(b"HTTP/1.1 200 OK") == 2
+    assert b"\r\n\r\none\r\n\r\nHTTP" in reply
+    assert reply.endswith(b"\r\n\r\nfour")
+
+
+async def test_a_bad_second_request_does_not_take_the_first_along(make_door: MakeDoor, exchange: Exchange) -> None:
+    """The reply to a good request is written whatever comes behind it."""
+    _, path = await make_door(echo, manner=manners.XAPI)
+    for behind in (
+        b"nonsense\r\n\r\n",
+        b"\0" * 3000,
+        b"POST / HTTP/1.1\r\nContent-Length: 1" + b"0" * 30 + b"\r\n\r\n",
+    ):
+        reply = await exchange(path, post(b"good") + behind)
+        assert reply.startswith(b"HTTP/1.1 200 OK")
+        assert b"\r\n\r\ngoodHTTP/1.0 500 " in reply
+
+
 async def test_mirrors_http_1_0(make_door: MakeDoor, exchange: Exchange) -> None:
     """xapi answers HTTP/1.0 with 1.0 and closes, or keeps the connection when asked to."""
     _, path = await make_door(echo, manner=manners.XAPI)
