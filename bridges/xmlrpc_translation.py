@@ -207,12 +207,12 @@ class Translation:
                     return Tagged(union.default)
                 raise Mismatch(f"Unknown tag '{key}'")
             name, argument = cases[key]
-            if (argument is None) != (not rest):
-                raise Mismatch(f"Tag '{key}' with the wrong number of arguments")
             if argument is None:
+                if rest:
+                    raise Mismatch(f"Tag '{key}' with the wrong number of arguments")
                 return Tagged(name)
             try:
-                return Tagged(name, argument(rest))
+                return Tagged(name, argument(rest or [None]))
             except Mismatch as mismatch:
                 mismatch.path.append(name)
                 raise
@@ -247,7 +247,8 @@ class Translation:
             if value.tag in flattened:
                 assert isinstance(carried, list)
                 return [value.tag, *carried]
-            return [value.tag, carried]
+            # A bare tag carries nil, so a nil argument leaves nothing but its tag.
+            return value.tag if carried is None else [value.tag, carried]
 
         return write
 

@@ -66,8 +66,9 @@ class DictOf:
 class Field:
     """A record member.
 
-    `required` is false for options and for members with a default. `defaults` says that the legacy decoders use the
-    default also for a value that does not fit, instead of refusing it.
+    `required` is false for options, for members with a default, and for those that the data calls optional because
+    older daemons do not send them. `defaults` says that the legacy decoders use the default also for a value that does
+    not fit, instead of refusing it.
     """
 
     name: str
@@ -304,7 +305,8 @@ class Service:
     def _field(self, data: dict[str, Any]) -> Field:
         kind = self.type(data["type"])
         defaults = "default" in data
-        return Field(data["name"], kind, required=not defaults and not isinstance(kind, Option), defaults=defaults)
+        required = not (defaults or isinstance(kind, Option) or data.get("optional", False))
+        return Field(data["name"], kind, required=required, defaults=defaults)
 
     def _constructor(self, data: dict[str, Any]) -> Constructor:
         return Constructor(data["name"], None if data["args"] is None else self.type(data["args"]))

@@ -75,6 +75,8 @@ CARD = SERVICE.type({"ref": "card"})
         ({"dict": ["string", "int"]}, {"b": "1", "a": "2"}, {"b": 1, "a": 2}),
         ({"ref": "state"}, "Idle", Tagged("Idle")),
         ({"ref": "state"}, ["Busy", 0.5], Tagged("Busy", 0.5)),
+        ({"variant": [{"name": "Failed", "args": "any"}]}, "Failed", Tagged("Failed")),
+        ({"variant": [{"name": "Failed", "args": "any"}]}, ["Failed", "x"], Tagged("Failed", "x")),
         ("any", {"a": [True, 7, "7", None, b"x"]}, {"a": [True, 7, "7", None, b"x"]}),
     ],
 )
@@ -125,7 +127,8 @@ def test_what_legacy_decoders_also_accept(kind: Any, wire: Any, neutral: Any) ->
         ({"ref": "ns.t"}, "x", "Expected a dictionary, got 'S(x)'"),
         ({"ref": "ns.t"}, {"second": "x"}, "No value found for key: 'first' when unmarshalling 't'"),
         ({"ref": "state"}, ["Nope", "x"], "Unknown tag 'nope'"),
-        ({"ref": "state"}, "Busy", "Tag 'busy' with the wrong number of arguments"),
+        ({"ref": "state"}, "Busy", "Expected float, got 'N'"),
+        ({"ref": "state"}, ["Idle", "x"], "Tag 'idle' with the wrong number of arguments"),
         ({"ref": "state"}, ["Busy", 1.0, 2.0], "Expected one argument after the tag, got 2"),
         ({"ref": "state"}, [], "Expected a tag, got '[]'"),
     ],
