@@ -33,14 +33,17 @@ class Parts:
     def start(self, name: str, command: list[str], is_ready: Callable[[], bool]) -> None:
         """Starts a process in the foreground of nobody and returns when it is ready. Raises PartFailed."""
         with self.log(name).open("wb") as log:
-            self._processes[name] = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=self._environment,
-                start_new_session=True,  # Ctrl-C is for the demo, which ends them in order
-            )
+            try:
+                self._processes[name] = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=self._environment,
+                    start_new_session=True,  # Ctrl-C is for the demo, which ends them in order
+                )
+            except OSError as error:
+                raise PartFailed(f"{name}: {command[0]} cannot be run: {error.strerror}") from None
         patience = time.monotonic() + START_SECONDS
         while not is_ready():
             if self._processes[name].poll() is not None:

@@ -27,9 +27,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import pyxs
+import pyxs.connection
 from executions import Executions
 from legacy_http import Failure, HttpServer, UnknownMethod, Value, integer, marshal_error
 from legacy_process import add_options, enter
+from pyxs._internal import Packet
 
 T = TypeVar("T")
 
@@ -55,6 +57,16 @@ MEMORY: dict[str, tuple[str, ...]] = {
     "get_host_initial_free_memory": (),
     "get_domain_zero_policy": (),
 }
+
+
+class Connection(pyxs.connection.UnixSocketConnection):  # type: ignore[misc]  # pyxs has no types
+    """oxenstored answers a long listing in one long packet, which the daemons of its time took and pyxs does not."""
+
+    def recv(self) -> Packet:
+        """As the original, without its limit of 4096 bytes."""
+        op, request_id, transaction, size = Packet._struct.unpack(self.transport.recv(Packet._struct.size))
+        payload = self.transport.recv(size) if size else b""
+        return Packet(op, b"", request_id, transaction)._replace(size=size, payload=payload)
 
 
 class Refused(Exception):
@@ -252,7 +264,7 @@ class XenstoreDoor:
         for function in self._list(self._requests) or ():
             answered = self._list(f"{self._responses}/{function}")
             requests = self._list(f"{self._requests}/{function}")
-            if requests is None:  # too many for one packet, and pyxs cannot ask for a listing in parts
+            if requests is None:  # the C xenstored wants to be asked for it in parts, which pyxs cannot do
                 requests = [
                     r for r in self._heard.get(function, ()) if self._exists(f"{self._requests}/{function}/{r}")
                 ]
@@ -301,7 +313,7 @@ class XenstoreDoor:
                 return
 
     def _list(self, path: str) -> list[str] | None:
-        """Names below a node, none when it is missing; None when they do not fit into a packet."""
+        """Names below a node, none when it is missing; None when the store says that they are too many (E2BIG)."""
         try:
             return [name.decode() for name in self._client.list(path.encode())]
         except pyxs.PyXSError as error:
@@ -374,7 +386,7 @@ def main() -> None:
     options = parser.parse_args()
     serving = enter(options)
     try:
-        client = pyxs.Client(unix_socket_path=options.xenstore)
+        client = pyxs.Client(router=pyxs.Router(Connection(options.xenstore)))
         client.connect()
         squeezed = Squeezed(copy.copy(client), options.tree, options.host_kib)
         executor = Executor(Executions(options.executions), options.slow_ms)

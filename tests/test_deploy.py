@@ -1,0 +1,50 @@
+"""What is shipped for an installation can be used as it is."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bridges.settings import load
+
+DEPLOY = Path(__file__).parents[1] / "deploy"
+
+
+def test_the_sample_settings_are_valid_and_say_the_defaults() -> None:
+    """The sample names what would be so without it, and both services."""
+    settings = load(DEPLOY / "bridge.toml", {})
+    assert set(settings.services) == {"squeezed", "xenopsd"}
+    assert settings.bus_address == "unix:path=/run/xcp/bus"
+
+
+def test_the_lines_that_are_commented_out_are_valid_too(tmp_path: Path) -> None:
+    """Whoever removes a `# ` gets settings that can be read."""
+    text = (DEPLOY / "bridge.toml").read_text()
+    for line in re.findall(r"^# (\w+ = .*)$", text, re.MULTILINE):
+        key = line.split(" = ")[0]
+        section = text[: text.index(f"# {line}")].rpartition("\n[services.")[2].partition("]")[0]
+        body = re.sub(
+            rf"^{key} = .*$", "", text.partition(f"[services.{section}]")[2].partition("\n[")[0], flags=re.MULTILINE
+        )
+        sample = tmp_path / "bridge.toml"
+        sample.write_text(f"[services.{section}]\n{line}\n{body}")
+        assert section in load(sample, {}).services
+
+
+@pytest.mark.parametrize("unit", ["xcp-bus.service", "xcp-bridge.service"])
+def test_the_units_are_understood_by_systemd(unit: str, tmp_path: Path) -> None:
+    """systemd-analyze has nothing to say, once the programs stand where the units expect them."""
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        pytest.skip("needs systemd-analyze (package systemd)")
+    for name in ("xcp-bus.service", "xcp-bridge.service"):
+        text = (DEPLOY / name).read_text()
+        (tmp_path / name).write_text(re.sub(r"(?<==)/(?:opt|usr)/\S+", "/bin/true", text))
+    done = subprocess.run(
+        [program, "verify", "--man=no", tmp_path / unit], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
