@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Final
+from typing import Any, Final
 
 from bridges.backends import BusDaemon
 from bridges.cutover import Keeper, Stage
@@ -17,7 +17,7 @@ from dbus_side import names
 from dbus_side.bus import Bus
 from dbus_side.errors import BusError, BusRefused, BusUnreachable
 from dbus_side.exported import ObjectTree
-from dbus_side.messages import NameOutcome
+from dbus_side.messages import MethodCall, NameOutcome
 
 LOG: Final = logging.getLogger("bridges.bus_presence")
 
@@ -68,7 +68,7 @@ class BusPresence:
     async def _be_there(self) -> None:
         bus = await Bus.connect(self._address)
         try:
-            bus.serve(self._objects.answer)
+            bus.serve(self._answer)
             await bus.track_owner(self._candidate_name, self._note_owner)
             await bus.track_owner(self._name, self._note_owner)
             self._assumed_by = None
@@ -85,6 +85,14 @@ class BusPresence:
         finally:
             self._bus = self._daemon.bus = None
             await bus.close()
+
+    async def _answer(self, call: MethodCall) -> tuple[str, tuple[Any, ...]]:
+        """The reply to a call at the bus door; what is refused, by us or by the service, is a line in the log."""
+        try:
+            return await self._objects.answer(call)
+        except BusRefused as refusal:
+            LOG.info("%s %s at the bus door: %s", self._situation.service, call.member, refusal)
+            raise
 
     def _note_owner(self, _owner: str | None) -> None:
         self._owner_changed.set()
@@ -112,7 +120,9 @@ class BusPresence:
             self._owner_changed.clear()
 
     async def look(self) -> None:
-        """What the stage demands of the name, once more: another owner may have left it meanwhile."""
+        """What the stage demands, once more: a name may be free by now, a candidate that failed may be fit."""
+        if self._situation.standing.stage is Stage.LIVE and "NO_AUTHORITY" in self._situation.alarms:
+            self._owner_changed.set()
         if self._situation.meaning.bus is Keeper.BRIDGE and self._bus is not None:
             await self._own_again(self._bus)
 

@@ -248,7 +248,7 @@ def release(settings: SettingsOption = None, as_json: JsonOption = False) -> Non
     """Give every taken address back to the legacy daemons: after a crash of the bridge (ExecStopPost)."""
     loaded = settings_of(settings)
     try:
-        lines = releasing.release(loaded)
+        lines = asyncio.run(releasing.release(loaded))
     except releasing.StillRunning as error:
         fail(NO, str(error))
     if as_json:

@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import socket
-from typing import Final
+from typing import Final, NamedTuple
 
 from bridges.control import BUS_NAME, Control, ControlObject, ControlSocket
 from bridges.cutover import MEANINGS
@@ -19,13 +19,20 @@ from dbus_side.bus import Bus
 from dbus_side.errors import BusError
 from dbus_side.messages import NameOutcome
 from xenstore_rpc.connection import Store
-from xenstore_rpc.errors import XenstoreError
+from xenstore_rpc.errors import StoreLost
 
 LOG: Final = logging.getLogger("bridges.daemon")
 
 
 class StartError(Exception):
     """The daemon cannot start; the text says what is missing and what to do."""
+
+
+class _Start(NamedTuple):
+    """Where a service stands at a start, and whether a crash had cut a move of it off."""
+
+    standing: Standing
+    was_cut_off: bool
 
 
 async def run(settings: Settings) -> None:
@@ -42,11 +49,12 @@ async def _run(settings: Settings, state: State) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    store = await _store(settings)
+    store = Store(settings.xenstore_socket) if any(s.xenstore for s in settings.services.values()) else None
     services = {name: Endpoints(service, settings.bus_address, store) for name, service in settings.services.items()}
-    standings: dict[str, Standing] = {}
+    starts: dict[str, _Start] = {}
     for name in services:
-        standings[name], story = state.recover(name)
+        standing, story = state.recover(name)
+        starts[name] = _Start(standing, was_cut_off=story is not None)
         if story is not None:
             LOG.warning("%s: %s", name, story)
     control = Control(services, state)
@@ -57,7 +65,7 @@ async def _run(settings: Settings, state: State) -> None:
     except OSError as error:
         raise StartError(f"control socket {settings.control_socket}: {error}") from None
     try:
-        await _serve(settings, services, standings, control_object, stop)
+        await _serve(settings, services, starts, store, control_object, stop)
     finally:
         await control_socket.close()
         if store is not None:
@@ -68,24 +76,28 @@ async def _run(settings: Settings, state: State) -> None:
 async def _serve(
     settings: Settings,
     services: dict[str, Endpoints],
-    standings: dict[str, Standing],
+    starts: dict[str, _Start],
+    store: Store | None,
     control_object: ControlObject,
     stop: asyncio.Event,
 ) -> None:
     try:
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(_on_bus(settings, control_object), name="control bus")]
+            if store is not None:
+                running.append(tasks.create_task(_reach(store), name="xenstore"))
             started = []
             for name, endpoints in services.items():
                 event = asyncio.Event()
                 started.append(event)
-                task = tasks.create_task(_keep(endpoints, standings[name], event), name=f"service {name}")
+                task = tasks.create_task(_keep(endpoints, starts[name], event), name=f"service {name}")
                 running.append(task)
             for event in started:
                 await event.wait()
             LOG.info(
                 "ready: %s",
-                ", ".join(f"{n} {s.stage} (epoch {s.epoch})" for n, s in standings.items()) or "no services",
+                ", ".join(f"{n} {s.standing.stage} (epoch {s.standing.epoch})" for n, s in starts.items())
+                or "no services",
             )
             notify(f"READY=1\nSTATUS={len(services)} services")
             await stop.wait()
@@ -97,21 +109,21 @@ async def _serve(
         raise StartError("; ".join(str(error) for error in group.exceptions)) from None
 
 
-async def _keep(endpoints: Endpoints, standing: Standing, started: asyncio.Event) -> None:
-    LOG.info("%s: %s, authority %s", endpoints.name, standing.stage, MEANINGS[standing.stage].authority)
-    await endpoints.run(standing, started)
+async def _keep(endpoints: Endpoints, start: _Start, started: asyncio.Event) -> None:
+    stage = start.standing.stage
+    LOG.info("%s: %s, authority %s", endpoints.name, stage, MEANINGS[stage].authority)
+    await endpoints.run(start.standing, started, was_cut_off=start.was_cut_off)
 
 
-async def _store(settings: Settings) -> Store | None:
-    """The connection to xenstored, when a service needs it. It comes back by itself when xenstored does."""
-    if not any(service.xenstore for service in settings.services.values()):
-        return None
-    store = Store(settings.xenstore_socket)
-    try:
-        await store.connect()
-    except (XenstoreError, OSError) as error:
-        raise StartError(f"xenstored at {settings.xenstore_socket} cannot be reached: {error}") from None
-    return store
+async def _reach(store: Store) -> None:
+    """Connects to xenstored, however long it is missing; once connected, the Store heals by itself."""
+    while True:
+        try:
+            await store.connect()
+        except StoreLost as error:
+            LOG.warning("%s", error)
+        else:
+            return
 
 
 async def _on_bus(settings: Settings, control_object: ControlObject) -> None:

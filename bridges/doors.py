@@ -93,13 +93,9 @@ class BusDoor:
         try:
             return form.write_result(await self._dispatch.run(Door.BUS, deadline, work))
         except Fault as fault:
-            return self._refuse(form, method, fault)
+            raise form.write_fault(fault) from None
         except Exception as error:
-            return self._refuse(form, method, defect(f"{method.service} {method.name} at the bus door", error))
-
-    def _refuse(self, form: dbus_translation.MethodForm, method: Method, fault: Fault) -> tuple[object, ...]:
-        LOG.info("%s %s at the bus door: %s", method.service, method.name, fault.sentence)
-        raise form.write_fault(fault) from None
+            raise form.write_fault(defect(f"{method.service} {method.name} at the bus door", error)) from None
 
 
 class XenstoreDoor:

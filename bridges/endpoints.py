@@ -13,6 +13,7 @@ from typing import Final
 from bridges import dbus_translation, doors, xmlrpc_translation
 from bridges.backends import Backend, BusDaemon, LegacyOverHttp, LegacyOverXenstore
 from bridges.bus_presence import BusPresence
+from bridges.calls import Side
 from bridges.cutover import Keeper
 from bridges.dispatch import Dispatch
 from bridges.interfaces import model
@@ -46,6 +47,7 @@ class Endpoints:
         self.situation = Situation(self.name)
         self.dispatch = Dispatch(self.name)
         self.legacy = LegacyDaemon(self.name, settings.legacy)
+        self._store = store if settings.xenstore is not None else None
         service = model.load(self.name)
         on_bus = dbus_translation.Translation(service)
         on_http = xmlrpc_translation.Translation(DIALECTS[settings.http.dialect if settings.http else "rpclib"])
@@ -85,12 +87,15 @@ class Endpoints:
         self.situation.standing = standing
         self.dispatch.authority = self.situation.meaning.authority
 
-    async def run(self, standing: Standing, started: asyncio.Event) -> None:
-        """Brings the service to its stage and keeps it there until cancelled, then closes its doors orderly."""
+    async def run(self, standing: Standing, started: asyncio.Event, *, was_cut_off: bool = False) -> None:
+        """Brings the service to its stage and keeps it there until cancelled, then closes its doors orderly.
+
+        `was_cut_off`: a crash ended a move of the service, which is not begun or completed by now, by `standing`.
+        """
         self.enter(standing)
         try:
             async with asyncio.TaskGroup() as self._tasks:
-                await self._open()
+                await self._open(was_cut_off=was_cut_off)
                 started.set()
                 while True:
                     await asyncio.sleep(LOOK_SECONDS)
@@ -99,18 +104,41 @@ class Endpoints:
         finally:
             await self._close()
 
-    async def _open(self) -> None:
+    async def _open(self, *, was_cut_off: bool) -> None:
         """What the stage demands at a start; a part that cannot be had yet raises an alarm and is tried again."""
         if self.situation.meaning.bus is not Keeper.CLOSED:
             self.bus.connect(self.tasks)
+        if self.situation.meaning.authority is Side.LEGACY:
+            await self._let_legacy_rule(was_cut_off=was_cut_off)
         if self.situation.meaning.tree is Keeper.BRIDGE and self.tree is not None:
             owning = self.tree.own_at_start(self.tasks, self.settings.stale_at_start)
             task = self.tasks.create_task(owning, name=f"tree of {self.name} at start")
             await asyncio.wait([task], timeout=STORE_SECONDS)
         await self._look()
 
+    async def _let_legacy_rule(self, *, was_cut_off: bool) -> None:
+        """What a bridge that was killed may have left to a legacy daemon: addresses, a freeze, its end."""
+        try:
+            if self.sockets is not None:
+                self.sockets.release_if_legacys()
+            if await self.legacy.thaw() is None and was_cut_off:
+                LOG.warning("%s: the legacy daemon had been ended by the move that was cut off: starting it", self.name)
+                await self.start_legacy()
+            elif was_cut_off:
+                await self.legacy.allow()
+                if self.tree is not None:
+                    await self.tree.register_legacy(STORE_SECONDS)
+        except (DoorError, LegacyError, XenstoreError, OSError) as error:
+            self.situation.alarm("NO_AUTHORITY", f"{error}; start the legacy daemon, then the bridge")
+
     async def _look(self) -> None:
         """Is what the stage demands still so?"""
+        if self._store is not None:
+            if self._store.is_connected:
+                self.situation.calm("STORE_LOST")
+            else:
+                text = f"xenstored at {self._store.address} cannot be reached; tried again until it is back"
+                self.situation.alarm("STORE_LOST", text)
         try:
             if self.sockets is not None and self._http_door is not None:
                 await self.sockets.look(self._http_door)

@@ -88,7 +88,8 @@ class Process:
             return False
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether the process runs, frozen or not; one that ended and was not collected does not."""
     try:
         return _state(Path(f"/proc/{pid}/stat")) not in "ZX"
     except OSError:
@@ -123,7 +124,7 @@ class LegacyDaemon:
                 pid = int(await _run(("systemctl", "show", "--property=MainPID", "--value", unit)) or 0)
             case None:
                 return None
-        return pid if pid > 0 and _is_alive(pid) else None
+        return pid if pid > 0 and is_alive(pid) else None
 
     async def process(self) -> Process:
         """The running daemon. Raises LegacyError when it does not run."""
@@ -131,6 +132,18 @@ class LegacyDaemon:
         if pid is None:
             raise LegacyError(f"the legacy daemon of {self._service} is not running")
         return Process(pid)
+
+    async def thaw(self) -> int | None:
+        """Lets a daemon run on that a killed bridge had frozen. Its pid, None when it does not run."""
+        pid = await self.pid()
+        if pid is None:
+            return None
+        process = Process(pid)
+        try:
+            process.thaw()
+        finally:
+            process.close()
+        return pid
 
     async def forbid(self) -> None:
         """Masks the unit until the next boot, so that nobody starts the daemon beside the bus daemon."""

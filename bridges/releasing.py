@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
 
-from bridges.settings import LegacyCommands, Settings
+from bridges.legacy_daemon import LegacyDaemon, LegacyError, is_alive
+from bridges.settings import ServiceSettings, Settings
+from xenstore_rpc.connection import Store
+from xenstore_rpc.errors import XenstoreError
 from xmlrpc_gateway import sockets
+from xmlrpc_gateway.errors import AddressTaken
 
 
 class StillRunning(Exception):
     """A bridge answers on the control socket: it holds its addresses itself."""
 
 
-def release(settings: Settings) -> dict[str, str]:
-    """Gives back every socket path, and lets a legacy daemon that a take-over had frozen run on.
+async def release(settings: Settings) -> dict[str, str]:
+    """Gives back every socket path and pid node, and lets a legacy daemon that a take-over had frozen run on.
 
-    Returns what was done, by place.
+    Returns what was done, by place. One service's trouble is said in its place and does not keep the others.
     """
     with socket.socket(socket.AF_UNIX) as probe:
         try:
@@ -29,17 +31,32 @@ def release(settings: Settings) -> dict[str, str]:
     done: dict[str, str] = {}
     for service in settings.services.values():
         if service.http is not None:
-            done[str(service.http.socket)] = str(sockets.release(service.http.socket, service.http.legacy))
-        if isinstance(service.legacy, LegacyCommands) and (pid := _pid(service.legacy)) is not None:
-            os.kill(pid, signal.SIGCONT)
-            done[f"{service.name} legacy daemon"] = f"runs (pid {pid})"
+            try:
+                done[str(service.http.socket)] = str(sockets.release(service.http.socket, service.http.legacy))
+            except (OSError, AddressTaken) as error:
+                done[str(service.http.socket)] = f"could not be given back: {error}"
+        try:
+            pid = await LegacyDaemon(service.name, service.legacy).thaw()
+            if pid is not None:
+                done[f"{service.name} legacy daemon"] = f"runs (pid {pid})"
+                await _register(settings, service, pid, done)
+        except (LegacyError, XenstoreError) as error:
+            done[f"{service.name} legacy daemon"] = f"could not be looked after: {error}"
     return done
 
 
-def _pid(legacy: LegacyCommands) -> int | None:
+async def _register(settings: Settings, service: ServiceSettings, pid: int, done: dict[str, str]) -> None:
+    """The daemon's pid in place of that of a bridge which was killed in a move. Raises XenstoreError."""
+    if service.xenstore is None:
+        return
+    node = f"/{service.xenstore}/pid"
+    store = Store(settings.xenstore_socket)
+    await store.connect()
     try:
-        pid = int(legacy.pidfile.read_text())
-        os.kill(pid, 0)
-    except (OSError, ValueError):
-        return None
-    return pid
+        if not is_alive(int(await store.read(node))):
+            await store.write(node, b"%d" % pid)
+            done[node] = f"is {pid} again"
+    except ValueError:
+        done[node] = "holds no number: restart the legacy daemon"
+    finally:
+        await store.close()

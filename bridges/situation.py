@@ -21,7 +21,8 @@ class DoorError(Exception):
 class Situation:
     """One service's standing, what is wrong with it, and the lock that a move holds.
 
-    `alarms` maps a name (SPLIT_OWNER, NAME_TAKEN, NO_AUTHORITY, BUS_LOST, TREE_LOST) to a sentence for the operator.
+    `alarms` maps a name (SPLIT_OWNER, NAME_TAKEN, NO_AUTHORITY, BUS_LOST, STORE_LOST, TREE_LOST, DOORS) to a sentence
+    for the operator.
     """
 
     service: str

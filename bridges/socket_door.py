@@ -85,6 +85,13 @@ class SocketDoor:
         await serving.drain(DRAIN_SECONDS)
         await serving.close()
 
+    def release_if_legacys(self) -> None:
+        """At a start: a path that is the legacy daemon's by our stage, and that a killed bridge held, is given back."""
+        if self._situation.meaning.sockets is Keeper.LEGACY:
+            done = sockets.release(self._settings.socket, self._settings.legacy)
+            if done is not sockets.Returned.NOTHING:
+                LOG.warning("%s: %s: %s", self._situation.service, self._settings.socket, done)
+
     async def look(self, door: HttpDoor) -> None:
         """A legacy daemon that was restarted has bound the path again: it is taken again. Raises DoorError."""
         if self._situation.meaning.sockets is not Keeper.BRIDGE:

@@ -11,20 +11,20 @@ import os
 import time
 from typing import Final
 
-from bridges.cutover import Keeper
 from bridges.doors import XenstoreDoor
-from bridges.legacy_daemon import LegacyDaemon, Process
+from bridges.legacy_daemon import LegacyDaemon, LegacyError, Process, is_alive
 from bridges.situation import DoorError, Situation
 from xenstore_rpc.connection import Store
-from xenstore_rpc.errors import XenstoreError
+from xenstore_rpc.errors import StoreLost, XenstoreError
 from xenstore_rpc.records import EXCEPTION, Request, Response, error_response
 from xenstore_rpc.rpc import Server
 
 LOG: Final = logging.getLogger("bridges.tree_door")
 
 TAKE_OVER_SECONDS: Final = 5.0
-# The frozen daemon needs time of its own to answer, the longer the busier the host is.
-BREATH_SECONDS: Final = 0.002
+FENCE_SECONDS: Final = 5.0
+# Between two looks at a tree that is not quiet: callers pause for less than this between two calls.
+BREATH_SECONDS: Final = 0.001
 
 
 class TreeDoor:
@@ -38,19 +38,28 @@ class TreeDoor:
         self._legacy = legacy
         self._server: Server | None = None
         self._task: asyncio.Task[None] | None = None
+        self._tasks: asyncio.TaskGroup | None = None
+        self._awaits_successor = False
 
     def _new_server(self) -> Server:
         return Server(self._store, self._tree, self._door.answer, pid=os.getpid(), on_foreign_pid=self._foreign_pid)
 
     def _foreign_pid(self, pid: int) -> None:
-        """Somebody else serves the tree: we stop at once, whoever it is. During a move it is what we wait for."""
-        if self._situation.meaning.tree is Keeper.BRIDGE and not self._situation.lock.locked():
-            text = (
-                f"/{self._tree}/pid is {pid}: another daemon serves the tree, so we do not; end it, restart the bridge"
-            )
-            self._situation.alarm("SPLIT_OWNER", text)
-            if self._task is not None:
-                self._task.cancel()
+        """Somebody else serves the tree: we stop at once, whoever it is. During a way back it is what we wait for."""
+        if self._awaits_successor or self._server is None or self._tasks is None:
+            return
+        self._alarm_split(pid)
+        self._tasks.create_task(self._fence(self._server), name=f"fencing the tree of {self._situation.service}")
+
+    def _alarm_split(self, pid: int) -> None:
+        text = f"/{self._tree}/pid is {pid}: another daemon serves the tree, so we do not; end it, restart the bridge"
+        self._situation.alarm("SPLIT_OWNER", text)
+
+    @staticmethod
+    async def _fence(server: Server) -> None:
+        """Nothing more is begun; what was begun is answered, or the other would execute it again."""
+        await server.drain(FENCE_SECONDS)
+        await server.stop()
 
     async def take(self, process: Process, *, accept_in_doubt: bool) -> None:
         """Freeze-and-check: kills the legacy daemon at a moment when nothing in the tree is unanswered.
@@ -74,25 +83,34 @@ class TreeDoor:
         self._server = server
 
     async def _freeze_quiet(self, server: Server, process: Process, *, accept_in_doubt: bool) -> list[tuple[str, str]]:
-        """Freezes the daemon while nothing is unanswered; with `accept_in_doubt`, after 5 s, returns what is."""
+        """Freezes the daemon while nothing is unanswered; with `accept_in_doubt`, after 5 s, returns what is.
+
+        Looked at before it is frozen as well: a daemon that is stopped at every look answers ever more slowly, while
+        its callers go on asking.
+        """
         patience = time.monotonic() + TAKE_OVER_SECONDS
-        while True:
+        while time.monotonic() < patience:
+            if await server.outstanding():
+                await asyncio.sleep(BREATH_SECONDS)
+                continue
             await process.freeze()
-            unanswered = await server.outstanding()
-            over = time.monotonic() > patience
-            if not unanswered or (over and accept_in_doubt):
-                return unanswered
-            if over:
-                raise DoorError(
-                    f"/{self._tree} was never quiet within {TAKE_OVER_SECONDS:.0f} s ({len(unanswered)} unanswered); "
-                    "the legacy daemon runs on; try again, or --accept-in-doubt"
-                )
+            if not await server.outstanding():
+                return []
             process.thaw()
-            await asyncio.sleep(BREATH_SECONDS)
+        await process.freeze()
+        unanswered = await server.outstanding()
+        if unanswered and not accept_in_doubt:
+            raise DoorError(
+                f"/{self._tree} was never quiet within {TAKE_OVER_SECONDS:.0f} s ({len(unanswered)} unanswered); "
+                "the legacy daemon runs on; try again, or --accept-in-doubt"
+            )
+        return unanswered
 
     def serve(self, tasks: asyncio.TaskGroup) -> None:
         """Executes the tree's requests from now on; those that waited are served first."""
         assert self._server is not None
+        self._tasks = tasks
+        self._awaits_successor = False
         self._task = tasks.create_task(self._serve(self._server), name=f"tree of {self._situation.service}")
 
     async def _serve(self, server: Server) -> None:
@@ -110,6 +128,7 @@ class TreeDoor:
 
     async def drain(self, timeout: float) -> bool:
         """No request is begun any more, those begun are answered; what arrives later waits in the store."""
+        self._awaits_successor = True
         return self._server is None or await self._server.drain(timeout)
 
     async def leave(self) -> None:
@@ -123,21 +142,48 @@ class TreeDoor:
 
     async def own_at_start(self, tasks: asyncio.TaskGroup, stale: str) -> None:
         """A cold start in live: the tree is served again once the store is there; `stale` is refuse or execute."""
-        if await self._legacy.pid() is not None:
-            text = "the legacy daemon runs although the bus daemon is the authority: end it, then restart the bridge"
-            self._situation.alarm("SPLIT_OWNER", text)
-            return
+        try:
+            if await self._legacy.pid() is not None:
+                text = (
+                    "the legacy daemon runs although the bus daemon is the authority: end it, then restart the bridge"
+                )
+                self._situation.alarm("SPLIT_OWNER", text)
+                return
+            while not await self._own(stale):
+                pass  # the store went away again: all of it once more
+        except (LegacyError, XenstoreError) as error:
+            self._situation.alarm("TREE_LOST", f"{error}; restart the bridge when that is mended")
+        if self._server is not None:
+            self.serve(tasks)
+
+    async def _own(self, stale: str) -> bool:
+        """False when the store was lost meanwhile. The tree is not ours when another daemon serves it."""
         await self._store.wait_connected()
-        self._server = self._new_server()
-        await self._server.register()
-        if stale == "refuse" and (refused := await self._server.refuse_outstanding(_too_old)):
-            LOG.warning("%s: %d requests were there before us: refused", self._situation.service, refused)
-        self.serve(tasks)
+        server = self._new_server()
+        try:
+            registered = await server.pid()
+            if registered and registered != os.getpid() and is_alive(registered):
+                self._alarm_split(registered)
+                return True
+            await server.register()
+            if stale == "refuse" and (refused := await server.refuse_outstanding(_too_old)):
+                LOG.warning("%s: %d requests were there before us: refused", self._situation.service, refused)
+        except StoreLost:
+            return False
+        self._server = server
+        return True
+
+    async def register_legacy(self, timeout: float) -> None:
+        """The legacy daemon's pid where a bridge that was killed in a move had left its own. Raises XenstoreError."""
+        await self._store.wait_connected(timeout)
+        registered, pid = await self._new_server().pid(), await self._legacy.pid()
+        if registered and pid is not None and not is_alive(registered):
+            await self._store.write(f"/{self._tree}/pid", b"%d" % pid)
 
     async def is_registered_by_another(self) -> bool:
-        """Whether the pid node names another process than us."""
-        server = self._server or self._new_server()
-        return await server.pid() not in (None, os.getpid())
+        """Whether the pid node names another process than us, and one that runs."""
+        pid = await (self._server or self._new_server()).pid()
+        return pid is not None and pid not in (0, os.getpid()) and is_alive(pid)
 
 
 def _too_old(_request: Request) -> Response:

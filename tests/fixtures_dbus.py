@@ -31,9 +31,16 @@ class BusDaemon:
             assert old in text, old
             text = text.replace(old, new)
         configuration.write_text(text)
-        self._errors = (directory / "stderr").open("wb")
+        self._configuration = configuration
+        self.address = f"unix:path={directory}/bus"
+        self.start()
+
+    def start(self) -> None:
+        """Run it; again after `kill`, at the same address."""
+        directory = self.directory
+        self._errors = (directory / "stderr").open("ab")
         self._process = subprocess.Popen(
-            ["dbus-daemon", f"--config-file={configuration}", "--nofork", "--nopidfile", "--print-address"],
+            ["dbus-daemon", f"--config-file={self._configuration}", "--nofork", "--nopidfile", "--print-address"],
             stdout=subprocess.PIPE,
             stderr=self._errors,
         )
@@ -42,7 +49,6 @@ class BusDaemon:
         if not first:
             self.kill()
             pytest.fail(f"dbus-daemon did not start: {(directory / 'stderr').read_text()}")
-        self.address = first
 
     @property
     def pid(self) -> int:
@@ -50,7 +56,7 @@ class BusDaemon:
         return self._process.pid
 
     def kill(self) -> None:
-        """End it as a crash would."""
+        """End it as a crash would; twice is harmless."""
         self._process.kill()
         self._process.wait()
         assert self._process.stdout is not None

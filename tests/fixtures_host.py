@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -31,10 +31,17 @@ socket = "{directory}/control"
 xenstore = "squeezed"
 http = {{ socket = "{directory}/memory", legacy = "{directory}/memory.legacy" }}
 reach = "{reach}"
-legacy = {{ start = {squeezed}, stop = ["/bin/sh", "-c", "kill $(cat {directory}/squeezed.pid)"], pidfile = "{directory}/squeezed.pid" }}
+stale_at_start = "{stale}"
+[services.squeezed.legacy]
+start = {squeezed}
+stop = ["/bin/sh", "-c", "kill $(cat {directory}/squeezed.pid)"]
+pidfile = "{directory}/squeezed.pid"
 [services.xenopsd]
 http = {{ socket = "{directory}/xenopsd", legacy = "{directory}/xenopsd.legacy" }}
-legacy = {{ start = {xenopsd}, stop = ["/bin/sh", "-c", "kill $(cat {directory}/xenopsd.pid)"], pidfile = "{directory}/xenopsd.pid" }}
+[services.xenopsd.legacy]
+start = {xenopsd}
+stop = ["/bin/sh", "-c", "kill $(cat {directory}/xenopsd.pid)"]
+pidfile = "{directory}/xenopsd.pid"
 """
 
 
@@ -57,8 +64,8 @@ class Host:
         ]
         self.legacy = {
             "squeezed": [
-                python, f"{ROOT}/examples/legacy_squeezed.py", "--xenstore", store.socket, "--http", f"{self.directory}/memory",
-                "--pidfile", f"{self.directory}/squeezed.pid", *common,
+                python, f"{ROOT}/examples/legacy_squeezed.py", "--xenstore", store.socket,
+                "--http", f"{self.directory}/memory", "--pidfile", f"{self.directory}/squeezed.pid", *common,
             ],
             "xenopsd": [
                 python, f"{ROOT}/examples/legacy_xenopsd.py", "--socket", f"{self.directory}/xenopsd",
@@ -67,12 +74,17 @@ class Host:
         }  # fmt: skip
         self.write_settings()
 
-    def write_settings(self, *, reach: str = "xenstore") -> None:
-        """The bridge's settings; `reach` is how it reaches the legacy squeezed."""
+    def write_settings(self, *, reach: str = "xenstore", stale: str = "refuse") -> None:
+        """The bridge's settings; `reach` is how it reaches the legacy squeezed, `stale` its stale_at_start."""
         commands = {name: json.dumps(command) for name, command in self.legacy.items()}
         self.settings.write_text(
             SETTINGS.format(
-                bus=self.bus.address, store=self.store.socket, directory=self.directory, reach=reach, **commands
+                bus=self.bus.address,
+                store=self.store.socket,
+                directory=self.directory,
+                reach=reach,
+                stale=stale,
+                **commands,
             )
         )
 
@@ -87,24 +99,47 @@ class Host:
         return int(self.path(f"{name}.pid").read_text())
 
     async def start_bridge(self) -> None:
-        """Returns when the control socket answers."""
+        """Returns when every service has been brought to its stage."""
+        ready = self.log("bridge").count(" ready: ")
         await self._spawn("bridge", [sys.executable, "-m", "bridges", "run", "--settings", str(self.settings)])
-        async with asyncio.timeout(20):
-            while (await self.cli("status", "--json"))[0] != 0:
-                assert self._processes["bridge"].returncode is None, self.log("bridge")
-                await asyncio.sleep(0.05)
+        await self.until(lambda: self.log("bridge").count(" ready: ") > ready, "bridge")
 
-    async def start_bus_squeezed(self) -> None:
+    async def start_bus_squeezed(self, *more: str) -> None:
         """Returns when the candidate's name has an owner."""
         arguments = ["--bus", self.bus.address, "--xenstore", self.store.socket]
-        arguments += ["--executions", str(self.path("executions"))]
+        arguments += ["--executions", str(self.path("executions")), *more]
+        ready = self.log("bus").count("is a candidate")
         await self._spawn("bus", [sys.executable, f"{ROOT}/examples/squeezed_on_bus.py", *arguments])
-        async with asyncio.timeout(20):
-            while "is a candidate" not in self.log("bus"):
-                assert self._processes["bus"].returncode is None, self.log("bus")
+        await self.until(lambda: self.log("bus").count("is a candidate") > ready, "bus")
+
+    async def until(self, condition: Callable[[], bool], name: str = "bridge") -> None:
+        """Waits for a condition, as long as the process `name` lives; fails with that process's log."""
+        try:
+            async with asyncio.timeout(30):
+                while not condition():
+                    assert self.is_alive(name), self.log(name)
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            pytest.fail(f"waited in vain; the log of {name}:\n{self.log(name)}")
+
+    def is_alive(self, name: str) -> bool:
+        """Whether a process that we started still runs."""
+        return self._processes[name].returncode is None
+
+    async def alarms(self, service: str = "squeezed") -> dict[str, str]:
+        """The service's alarms as the bridge reports them."""
+        status = await self.control(verb="status")
+        alarms: dict[str, str] = status["services"][service]["alarms"]  # type: ignore[index]
+        return alarms
+
+    async def until_alarms(self, *names: str, service: str = "squeezed") -> None:
+        """Waits until exactly these alarms are raised."""
+        async with asyncio.timeout(30):
+            while set(await self.alarms(service)) != set(names):
                 await asyncio.sleep(0.05)
 
     async def _spawn(self, name: str, command: list[str]) -> None:
+        assert name not in self._processes or not self.is_alive(name), f"{name} runs already"
         with self.path(f"{name}.log").open("ab") as log:
             self._processes[name] = await asyncio.create_subprocess_exec(
                 *command,
@@ -115,7 +150,9 @@ class Host:
             )
 
     def log(self, name: str) -> str:
-        return self.path(f"{name}.log").read_text()
+        """What a process has written so far, over all of its lives."""
+        path = self.path(f"{name}.log")
+        return path.read_text() if path.exists() else ""
 
     async def end(self, name: str, number: signal.Signals = signal.SIGTERM) -> int:
         """Ends a process that we started and gives its exit status."""
