@@ -98,6 +98,14 @@ class Host:
     def legacy_pid(self, name: str) -> int:
         return int(self.path(f"{name}.pid").read_text())
 
+    async def end_legacy(self, name: str) -> None:
+        """Kills a legacy daemon; returns when nobody can take its process for a living one any more."""
+        pid = self.legacy_pid(name)
+        os.kill(pid, signal.SIGKILL)
+        async with asyncio.timeout(30):
+            while Path(f"/proc/{pid}").exists():  # noqa: ASYNC110, ASYNC240 - init collects it, and tells nobody
+                await asyncio.sleep(0.02)
+
     async def start_bridge(self) -> None:
         """Returns when every service has been brought to its stage."""
         ready = self.log("bridge").count(" ready: ")
@@ -135,7 +143,7 @@ class Host:
     async def until_alarms(self, *names: str, service: str = "squeezed") -> None:
         """Waits until exactly these alarms are raised."""
         async with asyncio.timeout(30):
-            while set(await self.alarms(service)) != set(names):
+            while set(await self.alarms(service)) != set(names):  # noqa: ASYNC110 - another process's state
                 await asyncio.sleep(0.05)
 
     async def _spawn(self, name: str, command: list[str]) -> None:

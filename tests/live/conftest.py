@@ -87,16 +87,21 @@ class Callers:
 
         await self.store.transact(body)
 
-    async def response(self, function: str, request_id: str) -> dict[str, bytes]:
-        """Waits for the response to a request, and clears both away."""
-        where = f"/squeezed/rpc/response/{function}/{request_id}"
-        watch = await self.store.watch(where)
+    async def until_exists(self, path: str) -> None:
+        """Waits until the node is there."""
+        await self.store.wait_connected(PATIENCE)
+        watch = await self.store.watch(path)
         try:
             async with asyncio.timeout(PATIENCE):
-                while not await self.exists(where):
+                while not await self.exists(path):
                     await watch.next()
         finally:
             await watch.cancel()
+
+    async def response(self, function: str, request_id: str) -> dict[str, bytes]:
+        """Waits for the response to a request, and clears both away."""
+        where = f"/squeezed/rpc/response/{function}/{request_id}"
+        await self.until_exists(where)
         found = {name: await self.store.read(f"{where}/{name}") for name in await self.store.directory(where)}
         await self.store.rm(f"/squeezed/rpc/request/{function}/{request_id}")
         await self.store.rm(where)

@@ -78,7 +78,7 @@ REFUSED: dict[str, Refused] = {
     "unknown constructor": (
         VM,
         "Suspend",
-        "ss(sv)a{sv}",
+        "ss(sv)",
         ("d", "x", ("Nosuch", Variant("s", "y"))),
         INVALID,
         "Nosuch",
