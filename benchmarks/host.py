@@ -1,0 +1,190 @@
+"""Everything a measurement needs on this machine: bus, store, canned daemons, the bridge, the shims."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from examples.demo_parts import ROOT, PartFailed, Parts, python
+
+BENCHMARKS: Final = Path(__file__).parent
+OXENSTORED: Final = Path("/usr/lib/xen-4.17/bin/oxenstored")
+OXENSTORED_SETTINGS: Final = """
+pid-file = {0}/store.pid
+persistent = false
+xenstored-log-file = {0}/store.log
+access-log-file = {0}/store.access
+quota-maxentity = 1000000
+quota-maxwatch = 100000
+quota-transaction = 1000
+"""
+SHIMS: Final = ("http-to-bus", "http-relay", "bus-to-http", "bus-to-store", "store-to-bus")
+
+
+class Usage:
+    """What a process has used so far: CPU seconds, and its largest resident size since `reset`, in bytes."""
+
+    def __init__(self, pid: int) -> None:
+        self._directory = Path(f"/proc/{pid}")
+
+    def reset(self) -> None:
+        """Forgets the peak."""
+        (self._directory / "clear_refs").write_text("5")
+
+    def cpu(self) -> float:
+        """User and system time of all its threads, also of those that ended."""
+        fields = (self._directory / "stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def peak(self) -> int:
+        """Bytes."""
+        lines = (self._directory / "status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
+
+
+class _Processes(Parts):
+    def usage(self, name: str) -> Usage:
+        return Usage(self._processes[name].pid)
+
+
+class Host:
+    """All processes and paths, in one short directory that the caller removes."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.bus = f"unix:path={directory}/bus"
+        self._parts = _Processes(directory)
+        self._generator: subprocess.Popen[str] | None = None
+
+    def at(self, name: str) -> str:
+        """A path in the directory."""
+        return str(self.directory / name)
+
+    def start(self, store: str) -> None:
+        """Starts everything; services are in stage off. Raises PartFailed."""
+        self._start_bus()
+        self._start_store(store)
+        for service in ("squeezed", "xenopsd"):
+            self._parts.start_daemon(f"legacy {service}", self._legacy(service), Path(self.at(f"{service}.pid")))
+        direct = ["--http", self.at("direct"), "--store", self.at("store"), "--tree", "direct"]
+        self._start_part("legacy direct", python(BENCHMARKS / "daemons.py", "legacy", *direct), "canned legacy daemon")
+        self._start_part("bus daemon", python(BENCHMARKS / "daemons.py", "bus", "--bus", self.bus), "serving")
+        Path(self.at("bridge.toml")).write_text(self._settings())
+        bridge = python("-m", "bridges", "run", "--settings", self.at("bridge.toml"))
+        self._parts.start("bridge", bridge, lambda: "ready" in self._parts.last_words("bridge"))
+        for shim in SHIMS:
+            options = {"bus": self.bus, "socket": self.at(shim), "legacy": self.at("direct")}
+            if "store" in shim:
+                options |= {"store": self.at("store"), "tree": "direct" if shim == "bus-to-store" else "byhand"}
+            words = [word for name, value in options.items() for word in (f"--{name}", value)]
+            self._start_part(shim, python(BENCHMARKS / "handwritten.py", shim, *words), "serving")
+        self._generator = subprocess.Popen(
+            python(BENCHMARKS / "load.py", "--bus", self.bus, "--store", self.at("store")),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            start_new_session=True,
+        )
+
+    def stop(self) -> None:
+        """Ends everything that was started, by its process id."""
+        if self._generator is not None:
+            assert self._generator.stdin is not None
+            self._generator.stdin.close()
+            try:
+                self._generator.wait(10)
+            except subprocess.TimeoutExpired:
+                self._generator.kill()
+                self._generator.wait()
+        self._parts.stop()
+
+    def move(self, service: str, stage: str) -> None:
+        """Moves a service. Raises PartFailed."""
+        words = ["stage", service, stage, "--reason", "benchmark", "--settings", self.at("bridge.toml")]
+        code, output = self._parts.run(python("-m", "bridges", *words))
+        if code != 0:
+            raise PartFailed(f"{service} to {stage}: {output}\n{self._parts.last_words('bridge')}")
+
+    def usage(self, name: str) -> Usage:
+        """What the process of that name uses."""
+        return self._parts.usage(name)
+
+    def load(self, order: dict[str, Any]) -> dict[str, Any]:
+        """One slice of load, made by the generator. Raises PartFailed when a part has ended."""
+        generator = self._generator
+        assert generator is not None and generator.stdin is not None and generator.stdout is not None  # noqa: PT018 -- all or none
+        generator.stdin.write(json.dumps(order) + "\n")
+        generator.stdin.flush()
+        line = generator.stdout.readline()
+        if not line:
+            raise PartFailed("the load generator ended")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _start_part(self, name: str, command: list[str], ready: str) -> None:
+        self._parts.start(name, command, lambda: ready in self._parts.last_words(name))
+
+    def _start_bus(self) -> None:
+        configuration = (ROOT / "deploy" / "xcp-bus.conf").read_text()
+        user = getpass.getuser()
+        for shipped, ours in {
+            "unix:path=/run/xcp/bus": self.bus,
+            'user="root"': f'user="{user}"',
+            "<fork/>": "",
+        }.items():
+            configuration = configuration.replace(shipped, ours)
+        Path(self.at("bus.conf")).write_text(configuration)
+        command = ["dbus-daemon", f"--config-file={self.at('bus.conf')}", "--nofork", "--nopidfile"]
+        self._parts.start("bus", command, lambda: _listens(self.at("bus")))
+
+    def _start_store(self, kind: str) -> None:
+        command = python("-m", "xenstore_rpc.embedded", "--socket", self.at("store"))
+        if kind == "oxenstored":
+            # Xen's own daemon, unmodified; the library answers what it asks of the hypervisor.
+            stub = ROOT / "tests" / "live" / "oxenstored_stub.c"
+            subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", self.at("stub.so"), stub, "-ldl"], check=True)
+            Path(self.at("store.conf")).write_text(OXENSTORED_SETTINGS.format(self.directory))
+            daemon = [OXENSTORED, "--no-fork", "--no-domain-init", "--config-file", self.at("store.conf")]
+            variables = [f"LD_PRELOAD={self.at('stub.so')}", f"OXENSTORED_DIRECTORY={self.directory}"]
+            Path(self.at("store")).symlink_to("socket")  # the stub puts it there
+            command = ["env", *variables, *map(str, daemon)]
+        self._parts.start("store", command, lambda: _listens(self.at("store")))
+
+    def _legacy(self, service: str) -> list[str]:
+        options = ["--http", self.at(service), "--pidfile", self.at(f"{service}.pid"), "--background"]
+        options += ["--store", self.at("store"), "--tree", "squeezed"] if service == "squeezed" else []
+        return python(BENCHMARKS / "daemons.py", "legacy", *options, "--log", self.at(f"{service}.log"))
+
+    def _settings(self) -> str:
+        lines = [
+            f'[bus]\naddress = "{self.bus}"',
+            f'[xenstore]\nsocket = "{self.at("store")}"',
+            f'[state]\ndirectory = "{self.at("state")}"',
+            f'[control]\nsocket = "{self.at("control")}"',
+        ]
+        for service in ("squeezed", "xenopsd"):
+            pidfile = self.at(f"{service}.pid")
+            stop = json.dumps(["/bin/sh", "-c", f"kill $(cat {pidfile})"])
+            start = json.dumps(self._legacy(service))
+            lines.append(f"[services.{service}]")
+            lines.append(f'legacy = {{ start = {start}, stop = {stop}, pidfile = "{pidfile}" }}')
+            lines.append(f'http = {{ socket = "{self.at(service)}", legacy = "{self.at(service)}.legacy" }}')
+            lines += ['xenstore = "squeezed"', 'reach = "xenstore"'] if service == "squeezed" else []
+        return "\n".join(lines) + "\n"
+
+
+def _listens(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(path) == 0
+
+
+def interpreter() -> str:
+    """The Python that everything runs on."""
+    return f"Python {sys.version.split()[0]}"
