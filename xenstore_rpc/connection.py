@@ -317,6 +317,16 @@ class Store:
                 raise TransactionConflict from refused
             raise
 
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Transaction]:
+        """A transaction for reading that is always given up. On oxenstored all that is read in it is of one moment."""
+        tx = await self._begin()
+        try:
+            yield tx
+        finally:
+            with suppress(StoreLost):
+                self.submit(Op.TRANSACTION_END, b"F\0", tx).add_done_callback(_forget)
+
     async def transact(self, body: Callable[[Transaction], Awaitable[T]], attempts: int = 1000) -> T:
         """Runs `body` in a transaction, again from the start on conflict; TransactionConflict after `attempts`.
 

@@ -183,7 +183,8 @@ class Server:
 
     async def outstanding(self) -> list[Key]:
         """(function, id) of every request that has no response, whoever would execute it."""
-        requests, responses = await self._listing()
+        async with self._store.snapshot() as tx:
+            requests, responses = await self._listing(tx)
         return unanswered(requests, responses)
 
     async def read_request(self, function: str, request_id: str) -> Request | None:
@@ -246,14 +247,16 @@ class Server:
                 refused += await self._publish(request, make_response(request))
         return refused
 
-    async def _listing(self) -> tuple[dict[str, dict[str, None]], dict[str, dict[str, None]]]:
+    async def _listing(
+        self, tx: Transaction | None = None
+    ) -> tuple[dict[str, dict[str, None]], dict[str, dict[str, None]]]:
         """(requests, responses) as {function: {id: None}}; the responses are listed first, see unanswered()."""
-        responses = await self._ids(self._tree.responses)
-        return await self._ids(self._tree.requests), responses
+        responses = await self._ids(self._tree.responses, tx)
+        return await self._ids(self._tree.requests, tx), responses
 
-    async def _ids(self, root: str) -> dict[str, dict[str, None]]:
-        functions = await self._store.directory_or_empty(root)
-        lists = await asyncio.gather(*(self._store.directory_or_empty(f"{root}/{name}") for name in functions))
+    async def _ids(self, root: str, tx: Transaction | None) -> dict[str, dict[str, None]]:
+        functions = await self._store.directory_or_empty(root, tx)
+        lists = await asyncio.gather(*(self._store.directory_or_empty(f"{root}/{name}", tx) for name in functions))
         return {name: dict.fromkeys(ids) for name, ids in zip(functions, lists, strict=True)}
 
     # ---- serving

@@ -296,3 +296,17 @@ async def test_character_device(store_server: str) -> None:
         await writer.wait_closed()
         os.close(master)
         os.close(slave)
+
+
+async def test_a_snapshot_reads_and_leaves_nothing(store_server: str) -> None:
+    """What is read in a snapshot is there, and the transaction behind it is given up."""
+    store = Store(store_server)
+    await store.connect()
+    try:
+        await store.write("/snapshot/a", b"1")
+        async with store.snapshot() as tx:
+            assert await store.directory("/snapshot", tx) == ["a"]
+            await tx.write("/snapshot/b", b"2")
+        assert await store.directory("/snapshot") == ["a"]
+    finally:
+        await store.close()
