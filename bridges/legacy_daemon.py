@@ -54,13 +54,14 @@ class Process:
     async def freeze(self) -> None:
         """SIGSTOP, and wait until every thread of it stands. Raises LegacyError when it ended instead."""
         self.send(signal.SIGSTOP)
-        # The kernel tells nobody but a parent that a process has stopped: its state is looked at, every millisecond.
-        for _ in range(2000):
+        # The kernel tells nobody but a parent that a process has stopped: its state is looked at, at first without a
+        # pause, since what callers send meanwhile looks unanswered to a take-over.
+        for look in range(2000):
             if self.has_ended:
                 raise LegacyError(f"the legacy daemon (pid {self.pid}) ended by itself")
             if self._is_stopped():
                 return
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(0 if look < 50 else 0.001)
         raise LegacyError(f"the legacy daemon (pid {self.pid}) did not stop within 2 s of SIGSTOP")
 
     def thaw(self) -> None:
