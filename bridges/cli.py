@@ -25,7 +25,7 @@ from bridges.cutover import Stage
 from bridges.dbus_translation import Translation, interfaces
 from bridges.faults import Fault, Kind
 from bridges.interfaces import model
-from bridges.settings import DEFAULT_PATH, Settings, SettingsError, load
+from bridges.settings import DEFAULT_PATH, Settings, SettingsError, decode
 from bridges.state import StateError
 from dbus_side import introspection
 
@@ -72,10 +72,13 @@ def fail(code: int, *lines: str) -> NoReturn:
 
 
 def settings_of(path: Path | None) -> Settings:
+    file = path or DEFAULT_PATH
     try:
-        return load(path or DEFAULT_PATH, dict(os.environ))
+        return decode(file.read_bytes(), dict(os.environ))
+    except OSError as error:
+        fail(WRONG, f"{file}: cannot be read: {error.strerror}")
     except SettingsError as error:
-        fail(WRONG, *error.problems)
+        fail(WRONG, *(f"{file}: {problem}" for problem in error.problems))
 
 
 def print_json(value: object) -> None:

@@ -73,21 +73,15 @@ class Settings:
     services: dict[str, ServiceSettings] = field(default_factory=dict)
 
 
-def load(path: Path, environment: dict[str, str]) -> Settings:
-    """The settings of a file. Raises SettingsError; XCP_BUS_ADDRESS in the environment stands above the file."""
+def decode(content: bytes, environment: dict[str, str]) -> Settings:
+    """The settings in a file's content. Raises SettingsError; XCP_BUS_ADDRESS in the environment stands above it."""
     try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no UTF-8 text"
-        raise SettingsError([f"{path}: cannot be read: {reason}"]) from None
-    try:
-        data = tomllib.loads(text)
+        data = tomllib.loads(content.decode())
+    except UnicodeDecodeError as error:
+        raise SettingsError([f"expected UTF-8 text, got byte 0x{content[error.start]:02x} at {error.start}"]) from None
     except tomllib.TOMLDecodeError as error:
-        raise SettingsError([f"{path}: {error}"]) from None
-    try:
-        return parse(data, environment)
-    except SettingsError as error:
-        raise SettingsError([f"{path}: {problem}" for problem in error.problems]) from None
+        raise SettingsError([str(error)]) from None
+    return parse(data, environment)
 
 
 def parse(data: dict[str, Any], environment: dict[str, str]) -> Settings:

@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from bridges.settings import load
+from bridges.settings import decode
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 
 
 def test_the_sample_settings_are_valid_and_say_the_defaults() -> None:
     """The sample names what would be so without it, and both services."""
-    settings = load(DEPLOY / "bridge.toml", {})
+    settings = decode((DEPLOY / "bridge.toml").read_bytes(), {})
     assert set(settings.services) == {"squeezed", "xenopsd"}
     assert settings.bus_address == "unix:path=/run/xcp/bus"
 
 
-def test_the_lines_that_are_commented_out_are_valid_too(tmp_path: Path) -> None:
+def test_the_lines_that_are_commented_out_are_valid_too() -> None:
     """Whoever removes a `# ` gets settings that can be read."""
     text = (DEPLOY / "bridge.toml").read_text()
     for line in re.findall(r"^# (\w+ = .*)$", text, re.MULTILINE):
@@ -30,9 +30,8 @@ def test_the_lines_that_are_commented_out_are_valid_too(tmp_path: Path) -> None:
         body = re.sub(
             rf"^{key} = .*$", "", text.partition(f"[services.{section}]")[2].partition("\n[")[0], flags=re.MULTILINE
         )
-        sample = tmp_path / "bridge.toml"
-        sample.write_text(f"[services.{section}]\n{line}\n{body}")
-        assert section in load(sample, {}).services
+        sample = f"[services.{section}]\n{line}\n{body}"
+        assert section in decode(sample.encode(), {}).services
 
 
 @pytest.mark.parametrize("unit", ["xcp-bus.service", "xcp-bridge.service"])
