@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import Any, Final
 
 from bridges.backends import BusDaemon
 from bridges.cutover import Keeper, Stage
 from bridges.situation import DoorError, Situation
-from dbus_side import names
+from dbus_side import introspection, names
 from dbus_side.bus import Bus
 from dbus_side.errors import BusError, BusRefused, BusUnreachable
 from dbus_side.exported import ObjectTree
@@ -21,7 +22,13 @@ from dbus_side.messages import MethodCall, NameOutcome
 
 LOG: Final = logging.getLogger("bridges.bus_presence")
 
-CANDIDATE: Final = "org.xen.xcp.Candidate1"
+# What a bus daemon offers at /org/xen/xcp/SERVICE: Assume and Yield make it the authority and no more, by epoch.
+_EPOCH: Final = introspection.Argument("epoch", "t")
+CANDIDATE: Final = introspection.Interface(
+    name="org.xen.xcp.Candidate1",
+    methods=(introspection.Method("Assume", (_EPOCH,), ()), introspection.Method("Yield", (_EPOCH,), ())),
+    properties=(introspection.Property("Epoch", "t", "read"),),
+)
 PATIENCE: Final = 10.0
 FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 5.0
@@ -136,6 +143,12 @@ class BusPresence:
             owner = bus.owner(self._name)
             self._situation.alarm("NAME_TAKEN", f"{self._name} is owned by {owner} although legacy is the authority")
 
+    async def wait_there(self, timeout: float) -> None:
+        """Returns once the service is on the bus, or after `timeout` seconds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._ready.wait()
+
     async def connection(self) -> Bus:
         """The connection, waited for. Raises DoorError."""
         try:
@@ -198,7 +211,7 @@ class BusPresence:
         bus = await self.connection()
         path = names.service_path(self._situation.service)
         try:
-            await bus.call(owner, path, CANDIDATE, member, "t", (epoch,), timeout=PATIENCE)
+            await bus.call(owner, path, CANDIDATE.name, member, "t", (epoch,), timeout=PATIENCE)
         except BusError as error:
             raise DoorError(f"the candidate {owner} did not accept {member}({epoch}): {error}") from None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import Final
 
 from bridges import dbus_translation, doors, xmlrpc_translation
@@ -26,7 +27,7 @@ from bridges.tree_door import TreeDoor
 from dbus_side.errors import BusError
 from dbus_side.exported import ObjectTree
 from xenstore_rpc.connection import Store
-from xenstore_rpc.errors import XenstoreError
+from xenstore_rpc.errors import StoreLost, XenstoreError
 from xenstore_rpc.rpc import Caller
 from xmlrpc_gateway.dialects import DIALECTS
 
@@ -35,6 +36,7 @@ LOG: Final = logging.getLogger("bridges.endpoints")
 START_SECONDS: Final = 10.0
 LOOK_SECONDS: Final = 1.0
 STORE_SECONDS: Final = 5.0
+BUS_SECONDS: Final = 5.0
 DRAIN_SECONDS: Final = 5.0
 
 
@@ -108,13 +110,18 @@ class Endpoints:
         """What the stage demands at a start; a part that cannot be had yet raises an alarm and is tried again."""
         if self.situation.meaning.bus is not Keeper.CLOSED:
             self.bus.connect(self.tasks)
-        if self.situation.meaning.authority is Side.LEGACY:
-            await self._let_legacy_rule(was_cut_off=was_cut_off)
         if self.situation.meaning.tree is Keeper.BRIDGE and self.tree is not None:
             owning = self.tree.own_at_start(self.tasks, self.settings.stale_at_start)
             task = self.tasks.create_task(owning, name=f"tree of {self.name} at start")
             await asyncio.wait([task], timeout=STORE_SECONDS)
+        elif self._store is not None:
+            with suppress(StoreLost):
+                await self._store.wait_connected(STORE_SECONDS)
+        if self.situation.meaning.authority is Side.LEGACY:
+            await self._let_legacy_rule(was_cut_off=was_cut_off)
         await self._look()
+        if self.situation.meaning.bus is not Keeper.CLOSED:
+            await self.bus.wait_there(BUS_SECONDS)
 
     async def _let_legacy_rule(self, *, was_cut_off: bool) -> None:
         """What a bridge that was killed may have left to a legacy daemon: addresses, a freeze, its end."""

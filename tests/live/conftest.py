@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import subprocess
 import xmlrpc.client
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from dbus_side.bus import Bus
+from dbus_side.errors import BusError
 from xenstore_rpc.connection import Store, Transaction
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 MEMORY = ("org.xen.xcp.squeezed", "/org/xen/xcp/squeezed/Memory", "org.xen.xcp.squeezed.Memory1")
 XENOPS = ("org.xen.xcp.xenopsd", "/org/xen/xcp/xenopsd/Xenops", "org.xen.xcp.xenopsd.Xenops1")
+BRIDGE = "org.xen.xcp.bridge"
 PATIENCE = 30
 
 
@@ -149,8 +152,22 @@ class Callers:
         )
         return done.stdout.strip()
 
+    async def on_bus(self) -> None:
+        """Waits until the bridge and both services have their names on the bus."""
+        driver = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
+        found: set[str] = set()
+        async with asyncio.timeout(PATIENCE):
+            while not {BRIDGE, MEMORY[0], XENOPS[0]} <= found:
+                with contextlib.suppress(BusError):
+                    bus = await Bus.connect(self.host.bus.address)
+                    try:
+                        found = set((await bus.call(*driver, "ListNames", timeout=PATIENCE)).body[0])
+                    finally:
+                        await bus.close()
+
     async def every_door(self) -> None:
         """A right call at every door of squeezed and xenopsd: each is answered, and executed once."""
+        await self.on_bus()
         number = next(self._tokens)
         at_http, at_tree, at_bus, xenopsd = (f"{door}{number}" for door in ("http", "tree", "bus", "xenopsd"))
         bus = await Bus.connect(self.host.bus.address)
