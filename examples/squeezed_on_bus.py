@@ -29,17 +29,12 @@ from dbus_side import names
 from dbus_side.bus import Bus, MethodCall, NameOutcome
 from dbus_side.errors import BusError, BusRefused
 from dbus_side.exported import ObjectTree
-from dbus_side.introspection import Argument, Interface, Method, Property, from_xml
+from dbus_side.introspection import Interface, Method, from_xml
 from dbus_side.signatures import Variant
 from xenstore_rpc.connection import Store, Transaction
 from xenstore_rpc.errors import StoreLost, StoreRefused, XenstoreError
 
 SERVICE: Final = "squeezed"
-CANDIDATE: Final = Interface(
-    "org.xen.xcp.Candidate1",
-    (Method("Assume", (Argument("epoch", "t"),)), Method("Yield", (Argument("epoch", "t"),))),
-    properties=(Property("Epoch", "t"),),
-)
 HOST_RESERVE_KIB: Final = 73728
 NO_LIMIT_KIB: Final = 1 << 30
 
@@ -248,6 +243,11 @@ def _token(call: MethodCall) -> str:
     return str(call.body[min(1, len(call.body) - 1)])
 
 
+def published(name: str) -> Interface:
+    """An interface as it is written down, for daemons in any language."""
+    return from_xml(resources.files("dbus_side.idl").joinpath(f"{name}.xml").read_text()).interfaces[0]
+
+
 async def serve(options: argparse.Namespace) -> int:
     """Serves until SIGTERM (0) or until the bus is lost (1: a supervisor starts us again)."""
     stop = asyncio.Event()
@@ -261,10 +261,10 @@ async def serve(options: argparse.Namespace) -> int:
             charge = Charge(bus)
             executions = Executions(options.executions, side="bus")
             service = Service(Memory(store, options.host_kib), charge, executions, options.slow_ms)
-            published = resources.files("dbus_side.idl").joinpath("org.xen.xcp.squeezed.Memory1.xml").read_text()
+            candidate, memory = published("org.xen.xcp.Candidate1"), published("org.xen.xcp.squeezed.Memory1")
             objects = ObjectTree()
-            objects.add(f"/org/xen/xcp/{SERVICE}", CANDIDATE, charge.answer, {"Epoch": lambda: charge.epoch})
-            objects.add(names.object_path(SERVICE, "Memory"), from_xml(published).interfaces[0], service.answer)
+            objects.add(f"/org/xen/xcp/{SERVICE}", candidate, charge.answer, {"Epoch": lambda: charge.epoch})
+            objects.add(names.object_path(SERVICE, "Memory"), memory, service.answer)
             bus.serve(objects.answer)
             outcome = await bus.request_name(names.candidate_name(SERVICE))
             if outcome is not NameOutcome.OWNER:
