@@ -181,7 +181,8 @@ class Measurement:
         before = self._host.usage(process).cpu() if process else 0.0
         answer = self._host.load(order)
         if "error" in answer:
-            account.error = answer["error"]
+            ended = self._host.check(direction.shim)
+            account.error = f"{answer['error']}; the shim ended: {ended}" if ended else answer["error"]
         elif counts:
             account.latencies += answer["latencies"]
             account.seconds += answer["seconds"]

@@ -43,14 +43,21 @@ class Usage:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def peak(self) -> int:
-        """Bytes."""
+        """Bytes; 0 when it has ended, whose memory nobody knows."""
         lines = (self._directory / "status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
+        return next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0) * 1024
 
 
 class _Processes(Parts):
     def usage(self, name: str) -> Usage:
         return Usage(self._processes[name].pid)
+
+    def ends(self, name: str, seconds: float) -> bool:
+        try:
+            self._processes[name].wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
 
 class Host:
@@ -79,11 +86,7 @@ class Host:
         bridge = python("-m", "bridges", "run", "--settings", self.at("bridge.toml"))
         self._parts.start("bridge", bridge, lambda: "ready" in self._parts.last_words("bridge"))
         for shim in SHIMS:
-            options = {"bus": self.bus, "socket": self.at(shim), "legacy": self.at("direct")}
-            if "store" in shim:
-                options |= {"store": self.at("store"), "tree": "direct" if shim == "bus-to-store" else "byhand"}
-            words = [word for name, value in options.items() for word in (f"--{name}", value)]
-            self._start_part(shim, python(BENCHMARKS / "handwritten.py", shim, *words), "serving")
+            self._start_shim(shim)
         self._generator = subprocess.Popen(
             python(BENCHMARKS / "load.py", "--bus", self.bus, "--store", self.at("store")),
             stdin=subprocess.PIPE,
@@ -112,6 +115,19 @@ class Host:
         if code != 0:
             raise PartFailed(f"{service} to {stage}: {output}\n{self._parts.last_words('bridge')}")
 
+    def check(self, shim: str) -> str | None:
+        """After a failed call: starts the shim again if it ended over it, and gives its last words.
+
+        Raises PartFailed when another part has ended.
+        """
+        if not self._parts.ends(shim, 1.0):
+            self._parts.check()
+            return None
+        words = self._parts.last_words(shim)
+        self._start_shim(shim)
+        self._parts.check()
+        return words
+
     def usage(self, name: str) -> Usage:
         """What the process of that name uses."""
         return self._parts.usage(name)
@@ -127,6 +143,13 @@ class Host:
             raise PartFailed("the load generator ended")
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+    def _start_shim(self, shim: str) -> None:
+        options = {"bus": self.bus, "socket": self.at(shim), "legacy": self.at("direct")}
+        if "store" in shim:
+            options |= {"store": self.at("store"), "tree": "direct" if shim == "bus-to-store" else "byhand"}
+        words = [word for name, value in options.items() for word in (f"--{name}", value)]
+        self._start_part(shim, python(BENCHMARKS / "handwritten.py", shim, *words), "serving")
 
     def _start_part(self, name: str, command: list[str], ready: str) -> None:
         self._parts.start(name, command, lambda: ready in self._parts.last_words(name))
