@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from bridges.backends import BusDaemon
 from bridges.cutover import Keeper, Stage
+from bridges.faults import FROM_DBUS, Kind
 from bridges.situation import DoorError, Situation
 from dbus_side import introspection, names
 from dbus_side.bus import Bus
@@ -32,6 +33,10 @@ CANDIDATE: Final = introspection.Interface(
 PATIENCE: Final = 10.0
 FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 5.0
+
+
+class CandidateRefused(DoorError):
+    """The candidate answered, with an error: it did not do what it was told."""
 
 
 class BusPresence:
@@ -60,6 +65,7 @@ class BusPresence:
         if task is not None:
             task.cancel()
             await asyncio.wait([task])
+            self._ready.clear()
 
     async def _keep(self) -> None:
         pause = FIRST_PAUSE
@@ -117,9 +123,11 @@ class BusPresence:
                         situation.alarm(
                             "NO_AUTHORITY", "the bus daemon is gone; callers get Unavailable until it is back"
                         )
-                    elif owner != self._assumed_by:
+                    elif owner != self._assumed_by or bus.owner(self._name) == bus.unique_name:
                         try:
                             await self.assume(situation.standing.epoch)
+                            if bus.owner(self._name) == bus.unique_name:
+                                await self.hand_name_over()
                             situation.calm("NO_AUTHORITY")
                         except (DoorError, BusError) as error:
                             situation.alarm("NO_AUTHORITY", str(error))
@@ -213,7 +221,10 @@ class BusPresence:
         try:
             await bus.call(owner, path, CANDIDATE.name, member, "t", (epoch,), timeout=PATIENCE)
         except BusError as error:
-            raise DoorError(f"the candidate {owner} did not accept {member}({epoch}): {error}") from None
+            text = f"the candidate {owner} did not accept {member}({epoch}): {error}"
+            if isinstance(error, BusRefused) and FROM_DBUS.get(error.name) is not Kind.IN_DOUBT:
+                raise CandidateRefused(text) from None
+            raise DoorError(text) from None
 
     async def _queued_owners(self, bus: Bus) -> list[str]:
         """Who waits for the name; nobody when it has no owner."""

@@ -169,12 +169,12 @@ class ControlSocket:
             case "status":
                 return {"services": self._control.status()}
             case "flips":
-                return {"flips": self._control.flips(request.get("service"))}
+                return {"flips": self._control.flips(_text_or_none(request, "service"))}
             case "stage":
                 service, stage = _text(request, "service"), _text(request, "stage")
                 if request.get("dry_run"):
                     return {"plan": self._control.plan(service, stage)}
-                order = Order(f"uid {uid}", _text(request, "reason"), request.get("skip"))
+                order = Order(f"uid {uid}", _text(request, "reason"), _text_or_none(request, "skip"))
                 receipts = await self._control.set_stage(
                     service, stage, order, accept_in_doubt=bool(request.get("accept_in_doubt"))
                 )
@@ -240,6 +240,10 @@ def _text(request: dict[str, Any], key: str) -> str:
     if not isinstance(value, str):
         raise WrongRequest(f"{key}: expected text, got {value!r}")
     return value
+
+
+def _text_or_none(request: dict[str, Any], key: str) -> str | None:
+    return None if request.get(key) is None else _text(request, key)
 
 
 def _variants(record: Mapping[str, object]) -> dict[str, Variant]:

@@ -151,8 +151,16 @@ class Endpoints:
                 await self.sockets.look(self._http_door)
             await self.bus.look()
             self.situation.calm("DOORS")
+            if "NO_AUTHORITY" in self.situation.alarms and self.situation.meaning.authority is Side.LEGACY:
+                await self._calm_when_legacy_runs()
         except (DoorError, BusError, OSError) as error:
             self.situation.alarm("DOORS", str(error))
+
+    async def _calm_when_legacy_runs(self) -> None:
+        """Somebody has started the legacy daemon that we could not start."""
+        with suppress(LegacyError):
+            if await self.legacy.pid() is not None:
+                self.situation.calm("NO_AUTHORITY")
 
     async def _close(self) -> None:
         """No new calls, those in flight finish, the sockets go back to the legacy daemon."""

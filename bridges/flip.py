@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bridges import cutover
+from bridges.bus_presence import CandidateRefused
 from bridges.cutover import IllegalMove, Stage, Step
 from bridges.endpoints import Endpoints
 from bridges.legacy_daemon import LegacyError, Process
@@ -156,8 +157,8 @@ class Flip:
         try:
             await endpoints.bus.assume(committed.epoch)
             await endpoints.bus.hand_name_over()
-        except OUTCOMES:
-            await self._bring_legacy_back(committed.epoch)
+        except OUTCOMES as error:
+            await self._bring_legacy_back(None if isinstance(error, CandidateRefused) else committed.epoch)
             raise
         self._reached(Step.HANDED_OVER)
         self._commit(committed)
@@ -177,17 +178,23 @@ class Flip:
             await endpoints.legacy.allow()
             raise
 
-    async def _bring_legacy_back(self, epoch: int) -> None:
-        """After the fence the candidate failed us: fence it, then start the legacy daemon again."""
+    async def _bring_legacy_back(self, epoch: int | None) -> None:
+        """After the fence the candidate failed us: the legacy daemon is started again.
+
+        With `epoch` the candidate may have taken Assume, and is fenced before; None: it said no.
+        """
         endpoints = self._endpoints
         try:
             await endpoints.bus.own_name(replace=True)
-            await endpoints.bus.yield_(epoch)
+            if epoch is not None:
+                await endpoints.bus.yield_(epoch)
             self._reached(Step.DRAINED)
             await endpoints.start_legacy()
             await self._leave_tree()
         except OUTCOMES as error:
-            endpoints.situation.alarm("NO_AUTHORITY", f"neither side executes: {error}")
+            endpoints.situation.alarm(
+                "NO_AUTHORITY", f"neither side executes: {error}; end the bus daemon, start the legacy one"
+            )
 
     async def _live_to_relay(self, committed: Standing) -> None:
         endpoints = self._endpoints

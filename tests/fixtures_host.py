@@ -134,6 +134,10 @@ class Host:
         """Whether a process that we started still runs."""
         return self._processes[name].returncode is None
 
+    def pid(self, name: str) -> int:
+        """The pid of a process that we started."""
+        return self._processes[name].pid
+
     async def alarms(self, service: str = "squeezed") -> dict[str, str]:
         """The service's alarms as the bridge reports them."""
         status = await self.control(verb="status")

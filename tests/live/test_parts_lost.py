@@ -34,7 +34,7 @@ async def refused(host: Host, target: tuple[str, str, str], member: str, signatu
 async def until_served(callers: Any) -> None:
     """Waits until the daemon in charge has found its store again, which is its own affair."""
     async with asyncio.timeout(30):
-        while (await callers.rpc("memory", "login", "d", "waiting"))["Status"] != "Success":
+        while (await callers.rpc("memory", "login", "d", "w"))["Status"] != "Success":  # noqa: ASYNC110 - another process
             await asyncio.sleep(0.05)
 
 

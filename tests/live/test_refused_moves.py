@@ -1,0 +1,290 @@
+"""Moves that are refused: the service stands where it stood, every door works, nothing is executed twice."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import xmlrpc.client
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from dbus_side import names
+from dbus_side.bus import Bus
+from dbus_side.errors import BusRefused
+from dbus_side.exported import ObjectTree
+from dbus_side.introspection import Argument, Interface, Method
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.fixtures_host import Host
+
+MEMORY = ("org.xen.xcp.squeezed", "/org/xen/xcp/squeezed/Memory", "org.xen.xcp.squeezed.Memory1")
+ROOT = Path(__file__).parents[2]
+CANDIDATE = Interface(
+    "org.xen.xcp.Candidate1",
+    (Method("Assume", (Argument("epoch", "t"),)), Method("Yield", (Argument("epoch", "t"),))),
+)
+
+
+async def refused(host: Host, stage: str, service: str = "squeezed", **more: object) -> str:
+    """The sentence with which a move is refused."""
+    answer = await host.control(verb="stage", service=service, stage=stage, reason="test", **more)
+    assert not answer["ok"], answer
+    return str(answer["error"])
+
+
+async def test_what_cannot_be_asked(host: Host, relayed: Any) -> None:
+    """Unknown services and stages, illegal jumps, no candidate, no reason; garbage on the control socket."""
+    assert "no service 'xapi'" in await refused(host, "relay", "xapi")
+    assert "no stage 'alive'" in await refused(host, "alive")
+    assert "already relay" in await refused(host, "relay")
+    assert "not available in this version" in await refused(host, "shadow")
+    assert "nobody owns org.xen.xcp.squeezed.Candidate" in await refused(host, "live")
+    await host.stage("squeezed", "off")
+    assert "one step forward at a time, next is relay" in await refused(host, "live")
+    await host.stage("squeezed", "relay")
+    for request, words in (
+        ({"verb": "dance"}, "unknown verb 'dance'"),
+        ({"verb": "stage"}, "service: expected text, got None"),
+        ({"verb": "stage", "service": "squeezed", "stage": 7}, "stage: expected text, got 7"),
+        ({"verb": "stage", "service": "squeezed", "stage": "live"}, "reason: expected text"),
+        ({"verb": "stage", "service": "squeezed", "stage": "live", "reason": " "}, "needs a reason"),
+        ({"verb": "flips", "service": 7}, "service: expected text"),
+        ({"verb": "stage", "service": "squeezed", "stage": "off", "reason": "r", "skip": 7}, "skip: expected text"),
+    ):
+        answer = await host.control(**request)
+        assert not answer["ok"]
+        assert words in str(answer["error"]), answer
+    for sent in (b"\xff\xfe\n", b"[]\n", b"{}\n", b"null\n", b"{" * 10000 + b"\n"):
+        assert b'"ok": false' in await control(host, sent)
+    assert await control(host, b"x" * 100_000 + b"\n") == b""
+    await relayed.every_door()
+    flips = (await host.control(verb="flips", service="squeezed"))["flips"]
+    assert [flip["outcome"] for flip in flips][-1] == "done"  # type: ignore[attr-defined]
+    assert any("refused: nobody owns" in str(flip["outcome"]) for flip in flips)  # type: ignore[attr-defined]
+
+
+async def control(host: Host, sent: bytes) -> bytes:
+    """One answer line of the control socket to any bytes."""
+    reader, writer = await asyncio.open_unix_connection(str(host.path("control")))
+    try:
+        writer.write(sent)
+        return await reader.readline()
+    except ConnectionError:
+        return b""
+    finally:
+        writer.close()
+
+
+class FalseCandidate:
+    """A daemon that owns the candidate's name and does not keep to the protocol."""
+
+    def __init__(self, bus: Bus, refuses: set[str]) -> None:
+        self._bus = bus
+        self._refuses = refuses
+        self.heard: list[str] = []
+
+    async def answer(self, _call: object, method: Method) -> tuple[Any, ...]:
+        self.heard.append(method.name)
+        if method.name in self._refuses:
+            raise BusRefused("com.example.Error.No", "s", ("not today",))
+        if method.name == "Yield":
+            await self._bus.release_name(names.service_name("squeezed"))
+        return ()
+
+
+async def no_candidate_interface(bus: Bus) -> FalseCandidate:
+    """Owns the name, serves nothing."""
+    return FalseCandidate(bus, set())
+
+
+async def refuses_assume(bus: Bus) -> FalseCandidate:
+    """Says no to Assume."""
+    candidate = FalseCandidate(bus, {"Assume"})
+    objects = ObjectTree()
+    objects.add("/org/xen/xcp/squeezed", CANDIDATE, candidate.answer)
+    bus.serve(objects.answer)
+    return candidate
+
+
+async def ignores_the_name(bus: Bus) -> FalseCandidate:
+    """Takes Assume and never asks for the service's name."""
+    candidate = FalseCandidate(bus, set())
+    objects = ObjectTree()
+    objects.add("/org/xen/xcp/squeezed", CANDIDATE, candidate.answer)
+    bus.serve(objects.answer)
+    return candidate
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "heard"),
+    [
+        (no_candidate_interface, "did not accept Assume(2)", []),
+        (refuses_assume, "not today", ["Assume"]),
+        (ignores_the_name, "did not request org.xen.xcp.squeezed", ["Assume", "Yield"]),
+    ],
+)
+async def test_a_candidate_that_fails(
+    host: Host, relayed: Any, kind: Callable[[Bus], Any], words: str, heard: list[str]
+) -> None:
+    """The legacy daemon was ended already: it is brought back, held calls are executed once, by it."""
+    bus = await Bus.connect(host.bus.address)
+    try:
+        candidate = await kind(bus)
+        await bus.request_name(names.candidate_name("squeezed"))
+        before = host.legacy_pid("squeezed")
+        calls = [
+            asyncio.create_task(relayed.rpc("memory", "reserve_memory", "d", f"held{number}", "1"))
+            for number in range(20)
+        ]
+        sentence = await refused(host, "live")
+        assert words in sentence
+        assert "squeezed stays relay" in sentence
+        assert [(await call)["Status"] for call in calls] == ["Success"] * 20
+        assert host.legacy_pid("squeezed") != before
+        assert candidate.heard == heard
+        await host.until_alarms()
+        await relayed.every_door()
+        executed = host.executions()
+        assert [executed["reserve_memory", f"held{number}"] for number in range(20)] == [1] * 20
+        assert host.sides()["bus"] == 0
+    finally:
+        await bus.close()
+    await host.start_bus_squeezed()
+    await host.stage("squeezed", "live")
+    await relayed.every_door()
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("accept", [False, True])
+async def test_a_tree_that_never_gets_quiet(host: Host, relayed: Any, accept: bool) -> None:
+    """Refused with the daemon running and registered; or, accepted, the pending request is answered InDoubt."""
+    await host.start_bus_squeezed()
+    host.legacy["squeezed"] += ["--slow-ms", "6000"]
+    await host.end_legacy("squeezed")
+    await host.start_legacy("squeezed")
+    await host.until(lambda: "taking it again" in host.log("bridge"))
+    host.legacy["squeezed"] = host.legacy["squeezed"][:-2]
+    await relayed.request("reserve-memory", "pending", {"session_id": b"pending", "kib": b"1"})
+    await host.until(lambda: host.executions()["reserve_memory", "pending"] == 1)
+    if accept:
+        answer = await host.control(verb="stage", service="squeezed", stage="live", reason="test", accept_in_doubt=True)
+        assert answer["ok"], answer
+        response = await relayed.response("reserve-memory", "pending")
+        assert response["code"] == b"2"
+        assert response["description"].startswith(b"InDoubt: ")
+        await relayed.every_door()
+        assert host.sides()["bus"] == 3
+    else:
+        sentence = await refused(host, "live")
+        assert "was never quiet within 5 s (1 unanswered)" in sentence
+        pid = host.legacy_pid("squeezed")
+        assert int(await relayed.store.read("/squeezed/pid")) == pid
+        assert list(await relayed.response("reserve-memory", "pending")) == ["reservation_id"]
+        assert host.sides()["bus"] == 0
+        await relayed.every_door()
+    assert host.executions()["reserve_memory", "pending"] == 1
+
+
+async def test_a_long_poll_ends_when_its_service_moves(host: Host, relayed: Any) -> None:
+    """UPDATES.get in flight at relay to off is answered, and the next one is the daemon's."""
+    body = xmlrpc.client.dumps(({"debug_info": "poll", "last_id": 0},), "UPDATES.get").encode()
+    poll = asyncio.create_task(relayed.post("xenopsd", body))
+    bus = await Bus.connect(host.bus.address)
+    try:
+        updates = ("org.xen.xcp.xenopsd", "/org/xen/xcp/xenopsd/UPDATES", "org.xen.xcp.xenopsd.UPDATES1")
+        on_bus = asyncio.create_task(bus.call(*updates, "Get", "sa{sv}", ("bus-poll", {}), timeout=60))
+        await host.until(lambda: host.executions()["UPDATES.get", "poll"] == 1)
+        await host.stage("xenopsd", "off")
+        assert b"Unavailable: xenopsd is being moved: the wait was ended, ask again" in await poll
+        await asyncio.wait([on_bus])
+    finally:
+        await bus.close()
+    assert (await relayed.rpc("xenopsd", "UPDATES.last_id", {"debug_info": "d"}))["Status"] == "Success"
+    await host.stage("xenopsd", "relay")
+    await relayed.every_door()
+
+
+async def test_a_second_bridge(host: Host, relayed: Any) -> None:
+    """It refuses to start, with the same state and with the same control socket; the first one goes on."""
+    code, _, errors = await host.cli("run")
+    assert code == 1
+    assert "another bridge is running with it" in errors
+    text = host.settings.read_text()
+    host.settings.write_text(text.replace(f"{host.directory}/state", f"{host.directory}/other"))
+    code, _, errors = await host.cli("run")
+    assert code == 1
+    assert "another bridge answers there" in errors
+    host.settings.write_text(text)
+    assert "Traceback" not in errors
+    await relayed.every_door()
+
+
+async def test_another_daemon_takes_the_tree_in_live(host: Host, moved: Any) -> None:
+    """SPLIT_OWNER: we serve the tree no more, at this start and the next; when the other is gone, a restart heals."""
+    # A live process that says the tree is its own, and answers nothing.
+    await moved.connect_store()
+    other = await asyncio.create_subprocess_exec(sys.executable, "-c", "import time; time.sleep(600)")
+    try:
+        await moved.store.write("/squeezed/pid", b"%d" % other.pid)
+        await host.until_alarms("SPLIT_OWNER")
+        await moved.request("reserve-memory", "theirs", {"session_id": b"theirs", "kib": b"1"})
+        assert (await moved.rpc("memory", "login", "d", "over-http"))["Status"] == "Success"
+        assert not await moved.exists("/squeezed/rpc/response/reserve-memory/theirs")
+        await host.end("bridge")
+        await host.start_bridge()
+        await host.until_alarms("SPLIT_OWNER")
+        assert int(await moved.store.read("/squeezed/pid")) == other.pid
+    finally:
+        other.kill()
+        await other.wait()
+    assert host.executions()["reserve_memory", "theirs"] == 0
+    await host.end("bridge")
+    await host.start_bridge()
+    await host.until_alarms()
+    assert (await moved.response("reserve-memory", "theirs"))["code"] == b"2"
+    await moved.every_door()
+
+
+async def test_a_legacy_daemon_is_started_by_hand_in_relay(host: Host, relayed: Any) -> None:
+    """It binds its path again; within seconds the path is ours again, and calls reach it all the while."""
+    await host.start_legacy("xenopsd")  # a second one: the first keeps a socket without a name
+    await host.until(lambda: "was bound by somebody else: taking it again" in host.log("bridge"))
+    await relayed.every_door()
+
+
+@pytest.mark.timeout(120)
+async def test_a_legacy_daemon_that_does_not_start_again(host: Host, moved: Any) -> None:
+    """live to relay: the bus daemon goes on; held calls are executed once, there."""
+    text = host.settings.read_text()
+    broken = text.replace('examples/legacy_squeezed.py"', 'examples/nosuch.py"')
+    assert broken != text
+    host.settings.write_text(broken)
+    await host.end("bridge")
+    await host.start_bridge()
+    calls = [asyncio.create_task(moved.rpc("memory", "reserve_memory", "d", f"held{n}", "1")) for n in range(20)]
+    assert "ended with 2" in await refused(host, "relay")
+    assert [(await call)["Status"] for call in calls] == ["Success"] * 20
+    await host.until_alarms()
+    await moved.every_door()
+    assert [host.executions()["reserve_memory", f"held{n}"] for n in range(20)] == [1] * 20
+    assert host.sides()["legacy"] == 1  # xenopsd's
+
+
+async def test_the_candidate_dies_in_the_middle(host: Host, relayed: Any) -> None:
+    """relay to live while the candidate is frozen and then killed: the legacy daemon is the authority again."""
+    await host.start_bus_squeezed()
+    pid = host.pid("bus")
+    os.kill(pid, signal.SIGSTOP)
+    move = asyncio.create_task(refused(host, "live"))
+    await host.until(lambda: not Path(f"/proc/{host.legacy_pid('squeezed')}").exists() or move.done())
+    await host.end("bus", signal.SIGKILL)
+    assert "squeezed stays relay" in await move
+    await host.until_alarms()
+    await relayed.every_door()
+    assert host.sides()["bus"] == 0
