@@ -112,9 +112,14 @@ def exchange() -> Callable[..., Awaitable[bytes]]:
 async def make_daemon(run_dir: Path) -> AsyncIterator[Callable[..., Awaitable[Path]]]:
     """Starts one-shot legacy daemons: one request per connection, read by its content-length, answered raw, closed."""
     servers: list[asyncio.Server] = []
+    serving: set[asyncio.Task[object]] = set()
 
     async def make(respond: Callable[[bytes], Awaitable[bytes]], *, backlog: int = 5) -> Path:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = asyncio.current_task()
+            assert task is not None
+            serving.add(task)
+            task.add_done_callback(serving.discard)
             try:
                 head = await reader.readuntil(b"\r\n\r\n")
                 lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
@@ -134,3 +139,8 @@ async def make_daemon(run_dir: Path) -> AsyncIterator[Callable[..., Awaitable[Pa
     for server in servers:
         server.close()
         await server.wait_closed()
+    # Some tests leave their daemon waiting for ever.
+    waiting = list(serving)
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
