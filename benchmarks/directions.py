@@ -274,7 +274,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick and options.full:
         parser.error("--quick or --full")
-    effort = Effort(options.callers, 2.0, 5, 2, 16) if options.full else Effort(options.callers, 0.3, 2, 1, 1)
+    effort = Effort(options.callers, 2.0, 5, 2, 16) if options.full else Effort(options.callers, 0.25, 2, 1, 1)
     directory = Path(f"/tmp/xcp-bench-{os.getpid()}")  # short, for the paths of sockets
     directory.mkdir(mode=0o700)
     host = Host(directory)
