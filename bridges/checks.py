@@ -64,7 +64,8 @@ async def _bus(settings: Settings) -> Finding:
     try:
         bus = await Bus.connect(settings.bus_address)
     except (BusError, OSError) as error:
-        return Finding(place, Verdict.BAD, str(error), "start it: systemctl start xcp-bus.service")
+        text = str(error).removeprefix(f"{place}: ")
+        return Finding(place, Verdict.BAD, text, "start it: systemctl start xcp-bus.service")
     try:
         owned = []
         for name in settings.services:
@@ -78,7 +79,7 @@ async def _bus(settings: Settings) -> Finding:
 
 
 async def _xenstore(settings: Settings) -> Finding:
-    place = f"xenstored {settings.xenstore_socket}"
+    place = "xenstored"
     store = Store(settings.xenstore_socket)
     try:
         await store.connect()
@@ -88,7 +89,7 @@ async def _xenstore(settings: Settings) -> Finding:
         return Finding(place, Verdict.BAD, str(error), "start xenstored, or set [xenstore] socket")
     finally:
         await store.close()
-    return Finding(place, Verdict.GOOD, f"answers; {'; '.join(registered)}")
+    return Finding(place, Verdict.GOOD, f"answers at {settings.xenstore_socket}; {'; '.join(registered)}")
 
 
 async def _pid(store: Store, tree: str) -> str:

@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn
@@ -61,6 +62,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 
 def main() -> None:
     """The entry point."""
+    for room in ("dbus_side", "xenstore_rpc", "xmlrpc_gateway"):
+        # A command says what went wrong in its own words; `run` logs them too.
+        logging.getLogger(room).addHandler(logging.NullHandler())
     app()
 
 
@@ -119,7 +123,7 @@ def check(
     as_json: JsonOption = False,
     message_switch: Annotated[Path, typer.Option(help="Where message-switch listens.")] = checks.MESSAGE_SWITCH,
 ) -> None:
-    """Look at settings and environment: what is wrong, and how to mend it."""
+    """Find what is wrong on this host, and how to mend it."""
     findings = asyncio.run(checks.check(settings_of(settings), message_switch))
     if as_json:
         print_json([{"place": f.place, "verdict": f.verdict, "text": f.text, "mend": f.mend} for f in findings])
@@ -177,13 +181,14 @@ def status(
 
 
 def _status_table(services: dict[str, dict[str, Any]]) -> Table:
-    table = Table(
-        "service", "stage", "authority", "epoch", "doors", "calls", "faults", "next", box=None, pad_edge=False
-    )
+    table = Table(box=None, pad_edge=False)
+    for heading in ("service", "stage", "authority", "epoch", "doors", "calls", "next"):
+        table.add_column(heading, no_wrap=True)
     for name, service in services.items():
         calls = service["calls"]
         counts = [f"{calls['answered']} answered"]
         counts += [f"{calls[key]} {key.replace('_', ' ')}" for key in _WORTH_SAYING if calls[key]]
+        counts += [f"{count} {kind}" for kind, count in service["faults"].items()]
         here = cutover.LADDER.index(Stage(service["stage"]))
         table.add_row(
             name,
@@ -192,8 +197,7 @@ def _status_table(services: dict[str, dict[str, Any]]) -> Table:
             str(service["epoch"]),
             "\n".join(f"{door}: {keeper}" for door, keeper in service["doors"].items()),
             "\n".join(counts),
-            "\n".join(f"{kind} {count}" for kind, count in service["faults"].items()) or "none",
-            " or ".join([*cutover.LADDER[here + 1 : here + 2], *cutover.LADDER[max(0, here - 1) : here]]),
+            ", ".join([*cutover.LADDER[here + 1 : here + 2], *cutover.LADDER[max(0, here - 1) : here]]),
             style="red" if service["alarms"] else None,
         )
     return table
@@ -237,7 +241,7 @@ def stage(
         print_json(answer.get("plan") or answer["receipts"])
     elif dry_run:
         for number, step in enumerate(answer["plan"], 1):
-            out.print(f"{number}. {step}", markup=False)
+            out.print(textwrap.fill(f"{number}. {step}", out.width, subsequent_indent="   "), markup=False)
     else:
         for receipt in answer["receipts"]:
             out.print(
@@ -248,7 +252,7 @@ def stage(
 
 @app.command()
 def release(settings: SettingsOption = None, as_json: JsonOption = False) -> None:
-    """Give every taken address back to the legacy daemons: after a crash of the bridge (ExecStopPost)."""
+    """Give taken addresses back, after a crash of the bridge."""
     loaded = settings_of(settings)
     try:
         lines = asyncio.run(releasing.release(loaded))
@@ -332,8 +336,9 @@ def idl_show(
         return
     for row in rows:
         out.print(f"[bold]{row['method']}[/]({', '.join(row['parameters'])})  {row['effect']}")
+        out.print(f"    {row['path']}", markup=False)
         out.print(
-            f"    {row['path']} {row['interface']}.{row['member']}({row['in']}) -> ({row['out']})", soft_wrap=True
+            f"    {row['interface']}.{row['member']}({row['in']}) -> ({row['out']})", soft_wrap=True, markup=False
         )
 
 
