@@ -1,6 +1,6 @@
 """The calls that are measured: each as an XML-RPC request with its canned reply, and as the same call on the bus.
 
-`small` is a few dozen bytes each way, `typical` a VM.stat answer of 5 kB of XML, `text` one string of 10 MB, `records`
+`small` is a few dozen bytes each way, `typical` a VM.stat answer of 6 kB of XML, `text` one string of 10 MB, `records`
 10 MB of the structure that VM.stat has: the two ends of what a large answer costs.
 """
 

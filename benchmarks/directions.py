@@ -35,6 +35,7 @@ PAYLOADS: Final = {
     "records": "10 MB records",
 }
 LARGE: Final = ("text", "records")
+LARGE_SLICES: Final = 2
 
 out = Console(highlight=False, soft_wrap=True) if sys.stdout.isatty() else Console(highlight=False, width=140)
 
@@ -111,7 +112,8 @@ class Account:
 class Effort:
     """How much is measured: callers, and for each cell how many slices of how many seconds.
 
-    Large payloads are measured by the call: `large_calls` a caller and slice, by `large_callers` callers at most.
+    Large payloads are measured by the call: LARGE_SLICES slices of `large_calls` calls a caller, by `large_callers`
+    callers at most.
     """
 
     callers: tuple[int, ...]
@@ -122,7 +124,9 @@ class Effort:
 
     def callers_of(self, call: str) -> list[int]:
         """Those that a payload of this size is measured with."""
-        return [count for count in self.callers if call not in LARGE or count <= self.large_callers]
+        if call in LARGE:
+            return sorted({min(count, self.large_callers) for count in self.callers})
+        return list(self.callers)
 
 
 class Measurement:
@@ -146,7 +150,7 @@ class Measurement:
             self._host.usage(process).reset()
             accounts[name].cpu = 0.0
         large = call in LARGE
-        for slice_number in range(-1, self._effort.slices):
+        for slice_number in range(-1, LARGE_SLICES if large else self._effort.slices):
             if slice_number < 0 and large:  # what it runs is warm from the smaller ones
                 continue
             names = list(paths)
@@ -274,7 +278,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick and options.full:
         parser.error("--quick or --full")
-    effort = Effort(options.callers, 2.0, 5, 2, 16) if options.full else Effort(options.callers, 0.25, 2, 1, 1)
+    effort = Effort(options.callers, 2.0, 5, 2, 4) if options.full else Effort(options.callers, 0.25, 2, 1, 1)
     directory = Path(f"/tmp/xcp-bench-{os.getpid()}")  # short, for the paths of sockets
     directory.mkdir(mode=0o700)
     host = Host(directory)

@@ -27,7 +27,7 @@ from dbus_side.bus import Bus
 from xenstore_rpc.connection import Store
 from xenstore_rpc.rpc import Caller
 
-PATIENCE: Final = 60.0  # seconds for one slice
+PATIENCE: Final = 120.0  # seconds for one slice
 _LENGTH: Final = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 
 Call = Callable[[], Awaitable[None]]
