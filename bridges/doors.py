@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from bridges import dbus_translation, xenstore_translation, xmlrpc_translation
@@ -22,10 +22,11 @@ from dbus_side import introspection
 from dbus_side.exported import MethodHandler
 from dbus_side.messages import MethodCall
 from xenstore_rpc.records import EXCEPTION, Request, Response, error_response
-from xmlrpc_gateway import dialects, xmlrpc_codec
+from xmlrpc_gateway import dialects, manners, xmlrpc_codec
 from xmlrpc_gateway.client import DaemonClient
 from xmlrpc_gateway.errors import (
     BadReply,
+    BadScalar,
     ClosedSilently,
     CodecError,
     DaemonGone,
@@ -123,6 +124,14 @@ class XenstoreDoor:
             return error_response(EXCEPTION, unexpected.sentence)
 
 
+class _Said(Fault):
+    """A fault whose words on the wire are decided: the reply, or the silent close."""
+
+    def __init__(self, kind: Kind, text: str, reply: HttpReply | CloseSilently) -> None:
+        super().__init__(kind, text)
+        self.reply = reply
+
+
 class HttpDoor:
     """The service's XML-RPC socket: passed through while legacy rules, translated when the bus side does."""
 
@@ -139,30 +148,47 @@ class HttpDoor:
         self._service = service
         self._translation = translation
         self._legacy = legacy
+        self.manner = manners.rpclib(service.name)
 
     async def answer(self, request: HttpRequest) -> HttpReply | CloseSilently:
         """The reply on the wire, or the silent close with which the legacy daemon answers what it cannot read."""
         method = self._service.method(_method_name(request.body))
         deadline = deadline_of(method) if method is not None else time.monotonic() + _UNKNOWN_SECONDS
-        try:
-            return await self._dispatch.run(
-                Door.HTTP,
-                deadline,
-                lambda side: (
-                    self._relay(request, method, deadline) if side is Side.LEGACY else self._translate(request)
-                ),
-            )
-        except Fault as fault:
-            LOG.info("%s %s at the http door: %s", self._service.name, method.name if method else "?", fault.sentence)
-            return _failure(xmlrpc_translation.internal_error(fault))
-        except Exception as error:
-            unexpected = defect(f"{self._service.name} at the http door", error)
-            return _failure(xmlrpc_translation.internal_error(unexpected))
+
+        async def work(side: Side) -> HttpReply | CloseSilently:
+            if side is Side.LEGACY:
+                return await self._relay(request, method, deadline)
+            return await self._translate(request)
+
+        return await self._run(deadline, work)
+
+    async def answer_others(self, request: HttpRequest) -> HttpReply | CloseSilently:
+        """A request that is no POST: the legacy daemon's own affair, and answered as it would when it is gone."""
+        deadline = time.monotonic() + _UNKNOWN_SECONDS
+
+        async def work(side: Side) -> HttpReply | CloseSilently:
+            if side is Side.LEGACY:
+                return await self._relay(request, None, deadline)
+            return self.manner.answer_to(request.method)
+
+        return await self._run(deadline, work)
 
     async def too_large(self, text: str) -> HttpReply | CloseSilently:
         """The reply to a body over the limit, which was never read."""
         LOG.info("%s at the http door: %s", self._service.name, text)
         return _failure(xmlrpc_translation.internal_error(Fault(Kind.INVALID_ARGUMENT, text)))
+
+    async def _run(
+        self, deadline: float | None, work: Callable[[Side], Awaitable[HttpReply | CloseSilently]]
+    ) -> HttpReply | CloseSilently:
+        try:
+            return await self._dispatch.run(Door.HTTP, deadline, work)
+        except Fault as fault:
+            LOG.info("%s at the http door: %s", self._service.name, fault.sentence)
+            return fault.reply if isinstance(fault, _Said) else _failure(xmlrpc_translation.internal_error(fault))
+        except Exception as error:
+            unexpected = defect(f"{self._service.name} at the http door", error)
+            return _failure(xmlrpc_translation.internal_error(unexpected))
 
     async def _relay(
         self, request: HttpRequest, method: Method | None, deadline: float | None
@@ -181,41 +207,43 @@ class HttpDoor:
             ) from None
 
     async def _translate(self, request: HttpRequest) -> HttpReply | CloseSilently:
-        try:
-            name, params = xmlrpc_codec.decode_call(request.body)
-        except DuplicateMember as error:
-            raise Fault(Kind.NOT_REPRESENTABLE, str(error)) from None
-        except CodecError as error:
-            return self._unreadable(error)
-        method = self._service.method(name)
-        if method is None or (method.doors and Door.HTTP not in method.doors):
-            return self._unknown(name)
+        method, arguments = self._read(request)
         form = self._translation.of(method)
-        try:
-            arguments = form.read_arguments(params)
-        except xmlrpc_translation.Mismatch as mismatch:
-            LOG.info("%s %s at the http door: %s: %s", self._service.name, name, mismatch.place, mismatch.reason)
-            return _failure(xmlrpc_translation.marshal_error(mismatch, name, self._translation.dialect))
         try:
             value = await self._backends.ask(Side.BUS, Call(method, arguments, Door.HTTP, deadline_of(method)))
             return _reply(xmlrpc_codec.encode_response(dialects.success(form.write_result(value))))
         except CodecError as error:
-            raise Fault(Kind.NOT_REPRESENTABLE, f"{name} was executed; its answer: {error}") from None
+            raise Fault(Kind.NOT_REPRESENTABLE, f"{method.name} was executed; its answer: {error}") from None
         except Fault as fault:
-            LOG.info("%s %s at the http door: %s", self._service.name, name, fault.sentence)
             if fault.kind is Kind.UNKNOWN_METHOD:
-                return self._unknown(name)
-            return _failure(form.write_failure(fault))
+                raise self._unknown(method.name) from None
+            raise _Said(fault.kind, f"{method.name}: {fault.text}", _failure(form.write_failure(fault))) from None
 
-    def _unreadable(self, error: CodecError) -> HttpReply | CloseSilently:
-        LOG.warning("%s: unreadable call at the http door: %s", self._service.name, error)
-        return CLOSE_SILENTLY
+    def _read(self, request: HttpRequest) -> tuple[Method, dict[str, Value]]:
+        """The method and its arguments. What cannot be read is refused as the legacy daemon refuses it."""
+        try:
+            name, params = xmlrpc_codec.decode_call(request.body)
+        except DuplicateMember as error:
+            raise Fault(Kind.NOT_REPRESENTABLE, str(error)) from None
+        except BadScalar as error:
+            description: xmlrpc_codec.Value = ["Internal_error", f'Idl.MarshalError("{error.reason}")']
+            raise _Said(Kind.INVALID_ARGUMENT, str(error), _failure(description)) from None
+        except CodecError as error:
+            raise _Said(Kind.INVALID_ARGUMENT, f"unreadable call: {error}", CLOSE_SILENTLY) from None
+        method = self._service.method(name)
+        if method is None or (method.doors and Door.HTTP not in method.doors):
+            raise self._unknown(name)
+        try:
+            return method, self._translation.of(method).read_arguments(params)
+        except xmlrpc_translation.Mismatch as mismatch:
+            description = xmlrpc_translation.marshal_error(mismatch, name, self._translation.dialect)
+            text = f"{name}: {mismatch.place}: {mismatch.reason}"
+            raise _Said(Kind.INVALID_ARGUMENT, text, _failure(description)) from None
 
-    def _unknown(self, name: str) -> HttpReply | CloseSilently:
-        LOG.warning("%s: unknown method %r at the http door", self._service.name, name[:100])
-        if self._translation.dialect.unknown_method == "close":
-            return CLOSE_SILENTLY
-        return _failure([self._translation.dialect.unknown_method, name])
+    def _unknown(self, name: str) -> _Said:
+        code = self._translation.dialect.unknown_method
+        reply = CLOSE_SILENTLY if code == "close" else _failure([code, name])
+        return _Said(Kind.UNKNOWN_METHOD, f"unknown method {name[:100]!r}", reply)
 
 
 _UNKNOWN_SECONDS: Final = 300.0

@@ -12,7 +12,7 @@ from bridges.cutover import Keeper
 from bridges.doors import HttpDoor
 from bridges.settings import HttpDoorSettings
 from bridges.situation import DoorError, Situation
-from xmlrpc_gateway import manners, server, sockets
+from xmlrpc_gateway import server, sockets
 from xmlrpc_gateway.client import DaemonClient
 from xmlrpc_gateway.errors import AddressTaken, DaemonUnreachable
 
@@ -46,9 +46,10 @@ class SocketDoor:
             raise DoorError(f"{self._settings.socket} cannot be taken: {error}") from None
         self._server = server.HttpDoor(
             door.answer,
-            manner=manners.rpclib(self._situation.service),
+            manner=door.manner,
             body_limit=BODY_LIMIT,
             answer_too_large=door.too_large,
+            answer_others=door.answer_others,
         )
         await self._server.serve_socket(self._owned.socket)
         for host, port in self._settings.listen:
