@@ -54,6 +54,7 @@ class Host:
         self.directory = bus.directory
         self.settings = self.directory / "bridge.toml"
         self._processes: dict[str, asyncio.subprocess.Process] = {}
+        self._legacy_pidfds: list[int] = []
         python = sys.executable
         common = [
             "--executions",
@@ -92,6 +93,8 @@ class Host:
         return self.directory / name
 
     async def start_legacy(self, name: str) -> None:
+        """Starts a legacy daemon, beside the one that runs if there is one; returns when it serves."""
+        self._remember_legacy(name)
         process = await asyncio.create_subprocess_exec(*self.legacy[name], stdout=asyncio.subprocess.DEVNULL)
         assert await process.wait() == 0, self.path("legacy.log").read_text()
 
@@ -218,14 +221,18 @@ class Host:
         for name in list(self._processes):
             await self.end(name, signal.SIGTERM if name == "bridge" else signal.SIGKILL)
         for name in self.legacy:
-            with contextlib.suppress(OSError, ValueError):
-                pid = self.legacy_pid(name)
-                pidfd = os.pidfd_open(pid)
-                os.kill(pid, signal.SIGKILL)
-                os.kill(pid, signal.SIGCONT)
-                while not await asyncio.to_thread(_has_ended, pidfd):
-                    pass
-                os.close(pidfd)
+            self._remember_legacy(name)
+        for pidfd in self._legacy_pidfds:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            while not await asyncio.to_thread(_has_ended, pidfd):
+                pass
+            os.close(pidfd)
+
+    def _remember_legacy(self, name: str) -> None:
+        """Holds on to the daemon that the pid file names, whoever started it: another will overwrite the file."""
+        with contextlib.suppress(OSError, ValueError):
+            self._legacy_pidfds.append(os.pidfd_open(self.legacy_pid(name)))
 
 
 def _has_ended(pidfd: int) -> bool:
