@@ -110,6 +110,9 @@ class Endpoints:
         """What the stage demands at a start; a part that cannot be had yet raises an alarm and is tried again."""
         if self.situation.meaning.bus is not Keeper.CLOSED:
             self.bus.connect(self.tasks)
+        if self.situation.meaning.authority is Side.BUS:
+            # Before any other door: what waits there would be answered Unavailable while the bus is being reached.
+            await self.bus.wait_there(BUS_SECONDS)
         if self.situation.meaning.tree is Keeper.BRIDGE and self.tree is not None:
             owning = self.tree.own_at_start(self.tasks, self.settings.stale_at_start)
             task = self.tasks.create_task(owning, name=f"tree of {self.name} at start")
