@@ -38,6 +38,7 @@ from bridges.interfaces.model import (
     TupleOf,
     Type,
     Union,
+    bare,
 )
 from dbus_side import introspection, names
 from dbus_side.errors import BusRefused, SignatureMismatch
@@ -145,7 +146,7 @@ class Translation:
                 return self._write_union(kind) if kind.carries_arguments else lambda value: value.tag
 
     def _write_record(self, record: Record) -> Convert:
-        plan = [(f.name, signature(_bare(f.type)), self.writer(_bare(f.type))) for f in record.fields]
+        plan = [(f.name, signature(bare(f.type)), self.writer(bare(f.type))) for f in record.fields]
 
         def write(value: dict[str, Value]) -> Wire:
             return {name: Variant(sig, item(value[name])) for name, sig, item in plan if name in value}
@@ -185,7 +186,7 @@ class Translation:
                 return self._read_union(kind)
 
     def _read_record(self, record: Record) -> Convert:
-        plan = {f.name: (signature(_bare(f.type)), self.reader(_bare(f.type))) for f in record.fields}
+        plan = {f.name: (signature(bare(f.type)), self.reader(bare(f.type))) for f in record.fields}
         required = [f.name for f in record.fields if f.required]
 
         def read(value: dict[str, Variant]) -> Value:
@@ -239,7 +240,7 @@ class MethodForm:
         self._plain_writes = [(p.name, translation.writer(p.type)) for p in self._plain]
         self._plain_reads = [(p.name, translation.reader(p.type)) for p in self._plain]
         self._options = {
-            p.name: (signature(_bare(p.type)), translation.reader(_bare(p.type)), translation.writer(_bare(p.type)))
+            p.name: (signature(bare(p.type)), translation.reader(bare(p.type)), translation.writer(bare(p.type)))
             for p in self._optional
         }
         self._option_reads = {name: (sig, read) for name, (sig, read, _) in self._options.items()}
@@ -490,10 +491,6 @@ def _undeclared(code: str, text: str, carried: tuple[Wire, ...]) -> Fault:
     except Mismatch as mismatch:
         text, argument = f"{text} ({mismatch.sentence})", None
     return Fault(Kind.UNDECLARED, text, code=code, argument=argument)
-
-
-def _bare(kind: Type) -> Type:
-    return kind.item if isinstance(kind, Option) else kind
 
 
 def _is_optional(parameter: Parameter) -> bool:

@@ -20,7 +20,19 @@ from typing import Final, NamedTuple
 from bridges import numbers
 from bridges.calls import Tagged, Value
 from bridges.faults import OURS, Fault, Kind
-from bridges.interfaces.model import Basic, DictOf, ListOf, Method, Option, Parameter, Record, TupleOf, Type, Union
+from bridges.interfaces.model import (
+    Basic,
+    DictOf,
+    ListOf,
+    Method,
+    Option,
+    Parameter,
+    Record,
+    TupleOf,
+    Type,
+    Union,
+    bare,
+)
 from xmlrpc_gateway.dialects import Dialect
 from xmlrpc_gateway.xmlrpc_codec import DateTime
 from xmlrpc_gateway.xmlrpc_codec import Value as Wire
@@ -155,7 +167,7 @@ class Translation:
                 return self._write_union(kind, flat=self.dialect.variants_flat)
 
     def _read_record(self, record: Record) -> Read:
-        plan = [(field, self.reader(_bare(field.type))) for field in record.fields]
+        plan = [(field, self.reader(bare(field.type))) for field in record.fields]
         spelling = _spelling(record) if self.dialect.case_insensitive_members else {}
 
         def read(value: Wire) -> Value:
@@ -181,7 +193,7 @@ class Translation:
 
     def _write_record(self, record: Record) -> Write:
         fields = reversed(record.fields) if self.dialect.reversed_members else record.fields
-        plan = [(field.name, self.writer(_bare(field.type))) for field in fields]
+        plan = [(field.name, self.writer(bare(field.type))) for field in fields]
 
         def write(value: Value) -> Wire:
             assert isinstance(value, dict)
@@ -276,7 +288,7 @@ class MethodForm:
         self._method = method
         self._exact = translation.dialect.exact_parameter_count
         named = translation.dialect.named_arguments
-        places = [(p, _bare(p.type) if named and p.named else p.type) for p in method.parameters]
+        places = [(p, bare(p.type) if named and p.named else p.type) for p in method.parameters]
         self._places = [_Place(p, translation.reader(kind), translation.writer(kind)) for p, kind in places]
         self._named = [place for place in self._places if named and place.parameter.named]
         self._positional = [place for place in self._places if not (named and place.parameter.named)]
@@ -379,11 +391,6 @@ def _read_into(arguments: dict[str, Value], place: _Place, value: Wire) -> None:
         raise
     if found is not None:
         arguments[place.parameter.name] = found
-
-
-def _bare(kind: Type) -> Type:
-    """In a record and as a named argument an option is the bare value or absent."""
-    return kind.item if isinstance(kind, Option) else kind
 
 
 def _spelling(record: Record) -> dict[str, str]:

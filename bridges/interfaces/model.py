@@ -119,6 +119,11 @@ STRING: Final = Basic("string")
 ANY: Final = Basic("any")
 
 
+def bare(kind: Type) -> Type:
+    """The type of a record member or named argument that is there: an option is the bare value or absent."""
+    return kind.item if isinstance(kind, Option) else kind
+
+
 @dataclass(frozen=True, slots=True)
 class Parameter:
     name: str
@@ -195,10 +200,6 @@ class Method:
     def member(self) -> str:
         """The method's name without its class: what becomes the D-Bus member."""
         return self.name.rpartition(".")[2]
-
-    @cached_property
-    def has_named(self) -> bool:
-        return any(parameter.named for parameter in self.parameters)
 
 
 class Service:
