@@ -16,75 +16,76 @@ from xmlrpc_gateway.xmlrpc_codec import Value, XmlRpcFault
 class Dialect:
     """One way of laying out calls and values.
 
-    named_arguments         labelled arguments travel in one struct, the first parameter; else all are positional
-    session_first           the first parameter is a session reference
+    session_first           the first parameter is a session reference, which counts of parameters leave out
     exact_parameter_count   surplus parameters are an error; else they are ignored
     nil_unit                "no value" as an argument and as a result is <nil/>; else it is an empty string
-    option_elsewhere        an option that is neither a record field nor a labelled argument: "list" is [] or [x],
-                            "absent" is nothing at all. As one of those two it is absent or bare in all dialects
-    variants_flat           a constructor of several arguments is ["Name", a, b]; else ["Name", [a, b]]
-    reversed_members        records and labelled arguments are written in reverse order of declaration
+    named_option            a named argument that is an option: "bare" when it is there, else absent; or always there
+                            as a "list", [] or [x]. In records it is bare or absent in all dialects, elsewhere a list
+    reversed_members        records and named arguments are written in reverse order of declaration
+    tags_int32              32-bit integers of XML have their tag; all other integers are decimal text without one
     case_insensitive_variants, case_insensitive_members     in reading only
+    failure_codes           a failure is [CODE, text, ...]; else an encoded exception
     unknown_method          the failure's code, or "close" for closing the connection without a byte
-    malformed               the answer to a body that is no methodCall: "close", or "http-500" for that status
-
-    Integers are decimal text without a tag in all of them.
+    has_aliases             a second spelling of every method has `_` for its last dot; system.listMethods is answered
+    request_limit           bytes of the largest request that the daemon takes; None: any
     """
 
-    named_arguments: bool
     session_first: bool
     exact_parameter_count: bool
     nil_unit: bool
-    option_elsewhere: Literal["list", "absent"]
-    variants_flat: bool
+    named_option: Literal["bare", "list"]
     reversed_members: bool
+    tags_int32: bool
     case_insensitive_variants: bool
     case_insensitive_members: bool
+    failure_codes: bool
     unknown_method: Literal["close", "Unknown_RPC", "MESSAGE_METHOD_UNKNOWN"]
-    malformed: Literal["close", "http-500"]
+    has_aliases: bool
+    request_limit: int | None = None
 
 
 # Facts: recordings of xenopsd v22.20.0 (rpclib) and 0.9.6 of 2013 (rpclib-2012); xapi's source (xenapi).
 DIALECTS: Final[dict[str, Dialect]] = {
     "xenapi": Dialect(
-        named_arguments=False,
         session_first=True,
         exact_parameter_count=True,
         nil_unit=False,
-        option_elsewhere="absent",
-        variants_flat=False,
+        named_option="bare",
         reversed_members=False,
+        tags_int32=True,
         case_insensitive_variants=True,
         case_insensitive_members=False,
+        failure_codes=True,
         unknown_method="MESSAGE_METHOD_UNKNOWN",
-        malformed="http-500",
+        has_aliases=True,
+        request_limit=300 * 1024,
     ),
     "rpclib": Dialect(
-        named_arguments=True,
         session_first=False,
         exact_parameter_count=False,
         nil_unit=True,
-        option_elsewhere="list",
-        variants_flat=False,
+        named_option="bare",
         reversed_members=True,
+        tags_int32=False,
         case_insensitive_variants=True,
         case_insensitive_members=True,
+        failure_codes=False,
         unknown_method="close",
-        malformed="close",
+        has_aliases=False,
     ),
     "rpclib-2012": Dialect(
-        named_arguments=False,
         session_first=False,
         exact_parameter_count=True,
         nil_unit=True,
-        option_elsewhere="list",
-        variants_flat=True,
+        named_option="list",
         reversed_members=False,
+        tags_int32=False,
         # Since January 2013; older daemons compare exactly, which only matters to names nobody sends.
         case_insensitive_variants=True,
         case_insensitive_members=False,
+        failure_codes=False,
         unknown_method="Unknown_RPC",
-        malformed="close",
+        has_aliases=False,
     ),
 }
 

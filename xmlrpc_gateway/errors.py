@@ -4,7 +4,8 @@
 GatewayError
 ├── CodecError              a value or document that cannot be read or written; `place` says where in it
 │   ├── Malformed               no XML, or XML that is no methodCall / methodResponse
-│   ├── Forbidden               refused for safety: DOCTYPE, encoding, NUL, size, number of tags, depth
+│   ├── Forbidden               refused for safety: DOCTYPE, encoding, NUL
+│   │   └── OverLimit               size, number of values, depth
 │   ├── UnknownTag              a type that XML-RPC and rpclib do not have
 │   ├── BadScalar               the text of a boolean, number or base64 is not one
 │   ├── DuplicateMember         a struct with the same member twice
@@ -54,6 +55,10 @@ class Malformed(CodecError):
 
 class Forbidden(CodecError):
     """The document was refused for safety before its meaning was looked at."""
+
+
+class OverLimit(Forbidden):
+    """The document is larger or nested deeper than is read or written; the text names the limit."""
 
 
 class UnknownTag(CodecError):

@@ -11,6 +11,9 @@ import asyncio
 import os
 import socket
 import stat
+import struct
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -21,6 +24,17 @@ from xmlrpc_gateway.errors import AddressTaken
 _QUEUE: Final = 1024  # as many as xapi lets wait; xcp-idl services listen with 5
 _FIRST_DELAY: Final = 0.001
 _LONGEST_DELAY: Final = 0.05
+_REMEMBERED: Final = 1024
+# linux/netlink.h, sock_diag.h, unix_diag.h: nlmsghdr and unix_diag_req; what precedes the attributes of a reply.
+_DIAG: Final = struct.Struct("=IHHII BBHIIIII")
+_DIAG_REPLY: Final = 32
+_NETLINK_SOCK_DIAG: Final = 4
+_SOCK_DIAG_BY_FAMILY: Final = 20
+_REQUEST: Final = 1
+_ANY_STATE: Final = 0xFFFFFFFF
+_ANY_COOKIE: Final = 0xFFFFFFFF
+_SHOW_PEER: Final = 4
+_UNIX_DIAG_PEER: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +126,60 @@ def release(path: Path, legacy_path: Path) -> Returned:
     return Returned.GIVEN_BACK
 
 
-def open_connections(path: Path) -> int:
-    """How many connections the listener has that was bound at `path`, those that it has not accepted yet included.
+def open_connections(path: Path) -> Counter[int]:
+    """The connections of the listener that was bound at `path`, by inode; those that it has not accepted yet are 0.
 
     The kernel keeps the name of the binding whatever the file is called now: our own listener, bound at PATH.new, is
     told apart from the daemon's. Source: unix(7), /proc/net/unix; states 02 (waiting to be accepted), 03 (connected).
     """
-    rows = (line.split(maxsplit=7) for line in Path("/proc/net/unix").read_text().splitlines()[1:])
-    return sum(len(row) == 8 and row[7] == str(path) and row[5] in ("02", "03") for row in rows)
+    return Counter(inode for inode, state, name in _unix_sockets() if name == str(path) and state in ("02", "03"))
+
+
+def leave_behind(connection: socket.socket, left: set[int]) -> None:
+    """Notes the other end of a connection that we are about to close before its daemon has answered.
+
+    A daemon that waits for news notices that only when it has some. `left` keeps the inodes of such ends as long as the
+    kernel has them.
+    """
+    if (inode := peer_inode(connection)) is not None:
+        left.intersection_update({inode for inode, _, _ in _unix_sockets()} if len(left) >= _REMEMBERED else left)
+        left.add(inode)
+
+
+def _unix_sockets() -> Iterator[tuple[int, str, str]]:
+    """Inode, state and name of every Unix socket that has a name."""
+    for line in Path("/proc/net/unix").read_text().splitlines()[1:]:
+        row = line.split(maxsplit=7)
+        if len(row) == 8:
+            yield int(row[6]), row[5], row[7]
+
+
+def peer_inode(connection: socket.socket) -> int | None:
+    """The inode of the socket at the other end of a Unix connection; None where the kernel does not say.
+
+    Source: sock_diag(7): one message of AF_UNIX by inode, answered with the attribute UNIX_DIAG_PEER.
+    """
+    if connection.family != socket.AF_UNIX:
+        return None
+    request = _DIAG.pack(
+        _DIAG.size, _SOCK_DIAG_BY_FAMILY, _REQUEST, 1, 0,
+        socket.AF_UNIX, 0, 0, _ANY_STATE, os.fstat(connection.fileno()).st_ino, _SHOW_PEER, _ANY_COOKIE, _ANY_COOKIE,
+    )  # fmt: skip
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as kernel:
+            kernel.send(request)
+            reply = kernel.recv(4096)
+    except OSError:
+        return None
+    if struct.unpack_from("=H", reply, 4)[0] != _SOCK_DIAG_BY_FAMILY:
+        return None
+    at = _DIAG_REPLY
+    while at + 4 <= len(reply):
+        length, kind = struct.unpack_from("=HH", reply, at)
+        if kind == _UNIX_DIAG_PEER:
+            return int(struct.unpack_from("=I", reply, at + 4)[0]) or None
+        at += max(4, (length + 3) & ~3)
+    return None
 
 
 async def connect_unix(path: str) -> socket.socket:

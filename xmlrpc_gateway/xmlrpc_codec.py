@@ -30,6 +30,7 @@ from xmlrpc_gateway.errors import (
     Forbidden,
     Malformed,
     NotXmlText,
+    OverLimit,
     UnknownTag,
 )
 
@@ -62,6 +63,7 @@ class Limits:
 
 
 LIMITS: Final = Limits()
+TOO_DEEP: Final = f"values are nested too deeply, the limit is {LIMITS.depth}"
 
 
 def decode_call(body: bytes, limits: Limits = LIMITS) -> tuple[str, list[Value]]:
@@ -94,7 +96,7 @@ def decode_response(body: bytes, limits: Limits = LIMITS) -> Value | XmlRpcFault
 
 
 def encode_call(method: str, params: list[Value]) -> bytes:
-    """A methodCall. Raises NotXmlText, or Forbidden for values nested too deeply."""
+    """A methodCall. Raises NotXmlText, or OverLimit for values nested too deeply."""
     parts = ['<?xml version="1.0"?><methodCall><methodName>', _escaped(method), "</methodName><params>"]
     for index, value in enumerate(params):
         parts.append("<param>")
@@ -105,7 +107,7 @@ def encode_call(method: str, params: list[Value]) -> bytes:
 
 
 def encode_response(value: Value) -> bytes:
-    """A methodResponse with one value. Raises NotXmlText, or Forbidden for values nested too deeply."""
+    """A methodResponse with one value. Raises NotXmlText, or OverLimit for values nested too deeply."""
     parts = ['<?xml version="1.0"?><methodResponse><params><param>']
     _write(parts, value, LIMITS.depth)
     parts.append("</param></params></methodResponse>")
@@ -135,11 +137,11 @@ _INT32: Final = 2**31
 def _parse(body: bytes, limits: Limits) -> ET.Element:
     """The document's tree. Raises Malformed or Forbidden."""
     if len(body) > limits.size:
-        raise Forbidden(f"the document has {len(body)} bytes, the limit is {limits.size}")
+        raise OverLimit(f"the document has {len(body)} bytes, the limit is {limits.size}")
     if b"\0" in body or body[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise Forbidden("the document holds NUL or is UTF-16, expected UTF-8, ISO-8859-1 or ASCII")
     if body.count(b"<") > limits.tags:
-        raise Forbidden(f"the document has more than {limits.tags} tags")
+        raise OverLimit(f"the document has more than {limits.tags} tags")
     declared = _ENCODING.match(body.removeprefix(b"\xef\xbb\xbf"))
     if declared is not None and declared[1].lower() not in _ENCODINGS:
         raise Forbidden(f"encoding {declared[1].decode()}: expected UTF-8, ISO-8859-1 or US-ASCII")
@@ -223,7 +225,7 @@ def _is_text(between: str | None) -> bool:
 
 def _read_struct(element: ET.Element, depth: int) -> Value:
     if depth <= 0:
-        raise Forbidden("values are nested too deeply")
+        raise OverLimit(TOO_DEEP)
     members: dict[str, Value] = {}
     for member in element:
         if member.tag != "member" or len(member) != 2:
@@ -245,7 +247,7 @@ def _read_struct(element: ET.Element, depth: int) -> Value:
 
 def _read_array(element: ET.Element, depth: int) -> Value:
     if depth <= 0:
-        raise Forbidden("values are nested too deeply")
+        raise OverLimit(TOO_DEEP)
     if not len(element):
         return []
     data = element[0]
@@ -355,7 +357,7 @@ def _write(parts: list[str], value: Value, depth: int) -> None:
 
 def _write_struct(parts: list[str], members: dict[str, Value], depth: int) -> None:
     if depth <= 0:
-        raise Forbidden("values are nested too deeply")
+        raise OverLimit(TOO_DEEP)
     parts.append("<value><struct>")
     for name, value in members.items():
         try:
@@ -370,7 +372,7 @@ def _write_struct(parts: list[str], members: dict[str, Value], depth: int) -> No
 
 def _write_array(parts: list[str], items: list[Value], depth: int) -> None:
     if depth <= 0:
-        raise Forbidden("values are nested too deeply")
+        raise OverLimit(TOO_DEEP)
     parts.append("<value><array><data>")
     for index, item in enumerate(items):
         try:

@@ -265,14 +265,14 @@ def test_counts_the_connections_of_a_listener(run_dir: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
         listener.bind(str(path))
         listener.listen()
-        assert sockets.open_connections(path) == 0
+        assert sockets.open_connections(path).total() == 0
         client.connect(str(path))
         path.rename(run_dir / "moved")
-        assert sockets.open_connections(path) == 1
+        assert sockets.open_connections(path).total() == 1
         accepted, _ = listener.accept()
-        assert sockets.open_connections(path) == 1
+        assert sockets.open_connections(path).total() == 1
         accepted.close()
-        assert sockets.open_connections(path) == 0
+        assert sockets.open_connections(path).total() == 0
 
 
 async def test_connects_when_the_queue_has_room(run_dir: Path) -> None:
