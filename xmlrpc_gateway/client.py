@@ -1,4 +1,4 @@
-"""Calls to a legacy daemon, and relays to it byte for byte.
+"""Calls to a legacy daemon, and relays to it byte for byte, of whole requests and of streams.
 
 A connection per request and nothing sent twice: legacy daemons serve one request and close. The exchange is written on
 the event loop's socket calls and not with an HTTP client library, because the bytes are the contract (header names and
@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-from typing import Final
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Final
 
 from xmlrpc_gateway.errors import (
     BadReply,
@@ -29,7 +30,10 @@ from xmlrpc_gateway.http_messages import (
     parse_reply_head,
     request_head,
 )
-from xmlrpc_gateway.sockets import connect_unix
+from xmlrpc_gateway.sockets import connect_unix, leave_behind
+
+if TYPE_CHECKING:
+    from xmlrpc_gateway.streams import Stream
 
 _BLOCK: Final = 256 * 1024
 _BODILESS: Final = frozenset({204, 304})
@@ -41,8 +45,11 @@ _HEAD_END: Final = re.compile(rb"\r?\n\r?\n")
 class DaemonClient:
     """One legacy daemon, at a Unix socket (`path`) or over TCP (`host`, `port`).
 
+    `target` is where calls are POSTed; by default at the socket's path, on TCP at `/`.
+
     At most `limit` requests are with the daemon at a time: it has a thread per connection and a queue of 5. The others
-    wait, on their own time, and fail as DaemonUnreachable when it is over.
+    wait, on their own time, and fail as DaemonUnreachable when it is over. Long polls and streams are not counted: they
+    may last for hours, and hold up nobody. `left_behind` has the daemon's ends of long polls that we ended, by inode.
     """
 
     def __init__(
@@ -51,52 +58,87 @@ class DaemonClient:
         *,
         host: str = "localhost",
         port: int = 80,
+        target: str | None = None,
         limit: int = 64,
         user_agent: str = "xcp-dbus-bridge",
     ) -> None:
         self._path = path
         self._host = host
         self._port = port
+        self._target = target or path or "/"
         self._user_agent = user_agent
         self._slots = asyncio.Semaphore(limit)
         self._closed = False
+        self.left_behind: set[int] = set()
 
-    async def call(self, body: bytes, *, timeout: float | None) -> bytes:
-        """POSTs a methodCall and gives the methodResponse; `timeout` in seconds. Raises DaemonError."""
+    async def call(self, body: bytes, *, timeout: float | None, is_long_poll: bool = False) -> bytes:
+        """POSTs a call and gives the body of the reply. Raises DaemonError.
+
+        `timeout` in seconds.
+        """
         headers = (("content-length", str(len(body))), ("host", self._host), ("user-agent", self._user_agent))
-        reply = await self._exchange(request_head("POST", self._path or "/", "1.1", headers), body, timeout)
+        head = request_head("POST", self._target, "1.1", headers)
+        reply = await self._exchange(head, body, timeout, is_long_poll=is_long_poll)
         if reply is CLOSE_SILENTLY:
             raise ClosedSilently("the daemon closed the connection without a reply")
         if reply.status != 200:
             raise BadReply(f"expected HTTP status 200, got {reply.status}: {reply.body[:200]!r}")
         return reply.body
 
-    async def forward(self, request: HttpRequest, *, timeout: float | None) -> HttpReply | CloseSilently:
+    async def forward(
+        self, request: HttpRequest, *, timeout: float | None, is_long_poll: bool = False
+    ) -> HttpReply | CloseSilently:
         """Relays a request as it is and gives the reply as it is, but for headers of one hop. Raises DaemonError."""
         headers = tuple(pair for pair in request.headers if pair[0].lower() not in HOP_BY_HOP)
         head = request_head(request.method, request.target, request.version, headers)
-        reply = await self._exchange(head, request.body, timeout, bodiless=request.method == "HEAD")
+        bodiless = request.method == "HEAD"
+        reply = await self._exchange(head, request.body, timeout, bodiless=bodiless, is_long_poll=is_long_poll)
         if reply is CLOSE_SILENTLY:
             return reply
         kept = tuple(pair for pair in reply.headers if pair[0].lower() not in HOP_BY_HOP)
         return HttpReply(reply.status, kept, reply.body)
 
+    async def relay(self, stream: Stream, *, timeout: float | None = None) -> None:
+        """Passes a stream on, and its answer back, until both are done; `timeout` is for the connection, in seconds.
+
+        Raises DaemonUnreachable when nothing was sent, ClosedSilently and DaemonGone when nothing was answered: the
+        stream's client can still be given an answer then.
+        """
+        self._refuse_if_closed()
+        try:
+            async with asyncio.timeout(timeout):
+                connection = await self._connect()
+        except TimeoutError:
+            raise DaemonUnreachable(f"no connection to {self._address} within {timeout} s") from None
+        except OSError as error:
+            raise DaemonUnreachable(f"{self._address}: {error}") from error
+        with connection:
+            await stream.relay(connection)
+
     async def close(self) -> None:
         """Refuses further calls; those under way belong to their callers and end with them."""
         self._closed = True
 
-    async def _exchange(
-        self, head: bytes, body: bytes, timeout: float | None, *, bodiless: bool = False
-    ) -> HttpReply | CloseSilently:
+    def _refuse_if_closed(self) -> None:
         if self._closed:
             raise DaemonUnreachable("the connection to the daemon was closed on our side")
+
+    async def _exchange(
+        self, head: bytes, body: bytes, timeout: float | None, *, bodiless: bool = False, is_long_poll: bool
+    ) -> HttpReply | CloseSilently:
+        self._refuse_if_closed()
         sent = False
         try:
-            async with asyncio.timeout(timeout), self._slots:
+            async with asyncio.timeout(timeout), nullcontext() if is_long_poll else self._slots:
                 with await self._connect() as connection:
                     sent = True
-                    await _send(connection, head, body)
-                    return await _receive(connection, bodiless=bodiless)
+                    try:
+                        await _send(connection, head, body)
+                        return await _receive(connection, bodiless=bodiless)
+                    except asyncio.CancelledError:
+                        if is_long_poll:
+                            leave_behind(connection, self.left_behind)
+                        raise
         except TimeoutError:
             if sent:
                 raise DaemonTimedOut(f"no reply within {timeout} s") from None

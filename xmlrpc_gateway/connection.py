@@ -1,20 +1,24 @@
 """One client's connection to a door, and the replies written to it: aiohttp's request handler with other habits.
 
 What aiohttp's parser refuses although legacy clients send it is mended on the way in, replies are written in exactly
-our bytes, and a client that shut down its sending side still hears the answer.
+our bytes, and a client that shut down its sending side still hears the answer. A stream leaves the handler: its socket
+goes on without it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import socket
 from typing import TYPE_CHECKING, Final, Protocol
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestPayloadError
 
 from xmlrpc_gateway.http_messages import CLOSE_SILENTLY, CloseSilently, Headers, HttpReply, Peer, header, reply_head
-from xmlrpc_gateway.request_heads import split_request
+from xmlrpc_gateway.request_heads import frame_of, read_head, request_line, split_request, unframed
+from xmlrpc_gateway.streams import Stream
 
 if TYPE_CHECKING:
     from aiohttp.abc import AbstractStreamWriter
@@ -40,6 +44,12 @@ class Owner(Protocol):
     def ended(self, connection: Connection) -> None:
         """A connection and all its calls have ended."""
 
+    def is_stream(self, method: str, target: str) -> bool:
+        """Whether a request is a stream."""
+
+    def carry(self, stream: Stream, connection: Connection) -> None:
+        """A stream takes the place of its connection, whose end is not told."""
+
     def refuse(self, request: web.BaseRequest, error: BaseException | None) -> web.StreamResponse:
         """The reply to a request that could not be parsed, and to one whose answer failed."""
 
@@ -50,6 +60,7 @@ class Connection(web.RequestHandler):
     peer            who is at the other end
     idle            it has had its replies and sent nothing since
     half_closed     it will send no more, and may still wait for a reply
+    is_framed       its request came in a frame, and so must the reply
     reads_body      a request's body is being waited for
     replies         how many it was given
     """
@@ -69,6 +80,7 @@ class Connection(web.RequestHandler):
         self.peer = peer
         self.idle = False
         self.half_closed = False
+        self.is_framed = False
         self.reads_body = False
         self.replies = 0
         self._owner = owner
@@ -76,8 +88,10 @@ class Connection(web.RequestHandler):
         self._head: bytes | None = b""
         self._left = 0  # bytes of the request's body that are still to come
         self._surplus = b""  # what was sent after the request
+        self._leaving: Stream | None = None  # goes on when the replies before it have been written
         self._is_running = False
         self._is_lost = False
+        self._is_carried = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -90,13 +104,19 @@ class Connection(web.RequestHandler):
         Empty data is the library's own way of saying that there is room again for what the parser keeps back.
         """
         if data and self._head is not None:
+            data = (self._head + data).lstrip(b"\r\n")  # some clients end a body with an empty line
+            if not data:
+                return
             self.idle = False
-            data = self._head + data
-            split = split_request(data)
+            frame, bare = unframed(data)
+            split = split_request(bare)
             if split is None:
                 self._head = data
                 return
             self._head = None
+            self.is_framed = bool(frame)
+            if self._leaves(bare, frame):
+                return
             data, self._left, self._surplus = split
         elif len(data) > self._left:
             self._surplus += data[self._left :]
@@ -108,6 +128,26 @@ class Connection(web.RequestHandler):
             self._left -= len(data)
         super().data_received(data)
 
+    def _leaves(self, data: bytes, frame: bytes) -> bool:
+        """Whether a stream begins, which then leaves: the library closes its descriptor, and the stream has its own."""
+        line = request_line(data)
+        if line is None or not self._owner.is_stream(*line):
+            return False
+        found = read_head(data, frame)
+        if found is None or self.transport is None:
+            return False
+        try:
+            descriptor = os.dup(self.transport.get_extra_info("socket").fileno())
+        except OSError as error:
+            LOG.error("cannot carry a stream: %s", error)
+            self.force_close()
+            return True
+        connection = socket.socket(fileno=descriptor)
+        connection.settimeout(0)
+        self._leaving = Stream(*found, connection, self.peer)
+        self.transport.close()
+        return True
+
     def eof_received(self) -> bool:  # type: ignore[override]  # the library always closes
         """A client that shut down its sending side after a whole request still gets its reply."""
         self.half_closed = True
@@ -116,8 +156,14 @@ class Connection(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
         self._is_lost = True
+        stream, self._leaving = self._leaving, None
+        if stream is not None and exc is None:
+            self._is_carried = True
+            self._owner.carry(stream, self)
+        elif stream is not None:
+            stream.close()
         if not self._is_running:
-            self._owner.ended(self)
+            self._end()
 
     async def start(self) -> None:
         """Serves the connection's requests; it outlives the connection while a call runs whose client has left."""
@@ -127,7 +173,11 @@ class Connection(web.RequestHandler):
         finally:
             self._is_running = False
             if self._is_lost:
-                self._owner.ended(self)
+                self._end()
+
+    def _end(self) -> None:
+        if not self._is_carried:
+            self._owner.ended(self)
 
     def handle_error(
         self,
@@ -155,6 +205,9 @@ class Connection(web.RequestHandler):
     def abort(self) -> None:
         """Ends the connection with whatever is on its way."""
         transport = self.transport
+        if self._leaving is not None:
+            self._leaving.close()
+            self._leaving = None
         self.force_close()
         if transport is not None:
             transport.abort()
@@ -184,7 +237,9 @@ class Reply(web.StreamResponse):
             LOG.info("a client left before its reply, which is dropped")
             raise ConnectionResetError("the client has left")
         body = self._answer.body
-        head = reply_head(self._http_version, self._answer.status, self._framed(self._answer))
+        head = head_of(self._answer, self._http_version, self._own_headers, keeps_open=self._keeps_open)
+        if connection.is_framed:
+            head = frame_of(head) + head
         if len(body) <= _JOINED:
             await request.writer.write(head + body)
         else:
@@ -196,15 +251,17 @@ class Reply(web.StreamResponse):
     async def write_eof(self, data: bytes | bytearray | memoryview = b"") -> None:
         """Everything was written by `prepare`."""
 
-    def _framed(self, reply: HttpReply) -> Headers:
-        headers = reply.headers or self._own_headers
-        if header(headers, "content-length") is None:
-            headers = (("content-length", str(len(reply.body))), *headers)
-        if not self._keeps_open:
-            return (*headers, ("connection", "close"))
-        if self._http_version == "1.0":
-            return (*headers, ("connection", "keep-alive"))
-        return headers
+
+def head_of(reply: HttpReply, version: str, own_headers: Headers, *, keeps_open: bool) -> bytes:
+    """The head of a reply with what frames it; `own_headers` are those of a reply without any."""
+    headers = reply.headers or own_headers
+    if header(headers, "content-length") is None:
+        headers = (("content-length", str(len(reply.body))), *headers)
+    if not keeps_open:
+        headers = (*headers, ("connection", "close"))
+    elif version == "1.0":
+        headers = (*headers, ("connection", "keep-alive"))
+    return reply_head(version, reply.status, headers)
 
 
 async def read_body(request: web.BaseRequest, connection: Connection) -> bytes | None:

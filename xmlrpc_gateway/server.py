@@ -4,7 +4,8 @@ aiohttp's low-level server parses requests and keeps connections. Three of its h
 have others: what it adds to replies (date, server, a charset), what it says to requests it cannot parse, and how it
 accepts (here a listener can be given up without losing those who wait in its queue).
 
-A call goes on when its client leaves; its reply is dropped. Full means: with `connection_limit` connections the door
+A call goes on when its client leaves, unless it is told to end then; its reply is dropped. A stream is a request whose
+body is not read: whoever answers it reads it, or passes it on. Full means: with `connection_limit` connections the door
 stops accepting, and callers wait in the listener's queue.
 """
 
@@ -13,38 +14,38 @@ from __future__ import annotations
 import asyncio
 import gzip
 import logging
-import socket
-import struct
 import zlib
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from xmlrpc_gateway.connection import Answer, Connection, Reply, read_body
+from xmlrpc_gateway.connection import Answer, Connection, Reply, head_of, read_body
+from xmlrpc_gateway.departures import watching
 from xmlrpc_gateway.http_messages import (
     CHARSET,
     CLOSE_SILENTLY,
     Headers,
     HttpReply,
     HttpRequest,
-    Peer,
     header,
 )
+from xmlrpc_gateway.listeners import Listeners
 from xmlrpc_gateway.request_heads import NO_HOST
 
 if TYPE_CHECKING:
+    import socket
     from pathlib import Path
 
+    from xmlrpc_gateway.http_messages import Peer
     from xmlrpc_gateway.manners import HttpManner
+    from xmlrpc_gateway.streams import Stream
 
 LOG: Final = logging.getLogger(__name__)
 
 _GZIP_FROM: Final = 1024
-_ACCEPT_AT_ONCE: Final = 64
-_ACCEPT_PAUSE_SECONDS: Final = 1.0
-_CREDENTIALS: Final = struct.Struct("iII")  # struct ucred
 
 
 class HttpDoor:
@@ -54,7 +55,10 @@ class HttpDoor:
     manner              how the daemon that we stand for behaves
     body_limit          bytes of a request's body, also after decompression
     answer_too_large    gives the reply to a body over the limit, which is not read; default: the manner's
-    answer_others       gives the reply to requests that are no POST; default: the manner's
+    is_stream           says by method and target whether a request is a stream; default: none is
+    answer_stream       answers a stream: relays it and gives None, or gives a reply; it must not raise
+    ends_with_client    says of a call whether it is cancelled when its client leaves; default: none is. One that only
+                        ended its sending has not left, but on TCP, where nobody can tell the two apart
     """
 
     def __init__(
@@ -64,60 +68,45 @@ class HttpDoor:
         manner: HttpManner,
         body_limit: int,
         answer_too_large: Callable[[str], Awaitable[Answer]] | None = None,
-        answer_others: Callable[[HttpRequest], Awaitable[Answer]] | None = None,
+        is_stream: Callable[[str, str], bool] | None = None,
+        answer_stream: Callable[[Stream], Awaitable[Answer | None]] | None = None,
+        ends_with_client: Callable[[HttpRequest], bool] | None = None,
         connection_limit: int = 1024,
     ) -> None:
         self._answer = answer
         self._manner = manner
         self._body_limit = body_limit
         self._answer_too_large = answer_too_large
-        self._answer_others = answer_others
-        self._connection_limit = connection_limit
+        self._is_stream = is_stream
+        self._answer_stream = answer_stream
+        self._ends_with_client = ends_with_client
         self._loop = asyncio.get_running_loop()
         self._server = web.Server(self._serve)
-        self._listeners: set[socket.socket] = set()
-        self._paused = False
+        self._listeners = Listeners(self._accepted, limit=connection_limit)
         self._arriving: set[asyncio.Task[object]] = set()
         self._connections: set[Connection] = set()
         self._calls: set[asyncio.Task[object]] = set()
+        self._streams: set[asyncio.Task[None]] = set()
         self._draining = False
-        self._quiet = asyncio.Event()
-        self._quiet.set()
 
     async def listen_unix(self, path: Path) -> socket.socket:
         """Listens at a path where nothing is yet; see sockets.take for one with an owner. Raises OSError."""
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            listener.bind(str(path))
-            listener.listen(self._connection_limit)
-        except OSError:
-            listener.close()
-            raise
-        await self.serve_socket(listener)
-        return listener
+        self._draining = False
+        return self._listeners.listen_unix(path)
 
     async def listen_tcp(self, host: str, port: int) -> socket.socket:
         """Listens at a numeric address; port 0 lets the system choose. Raises OSError."""
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host, port), family=family, backlog=self._connection_limit)
-        await self.serve_socket(listener)
-        return listener
+        self._draining = False
+        return self._listeners.listen_tcp(host, port)
 
     async def serve_socket(self, listener: socket.socket) -> None:
         """Serves a socket that listens already; the door closes it in the end."""
-        listener.settimeout(0)
-        self._listeners.add(listener)
         self._draining = False
-        if not self._paused:
-            self._loop.add_reader(listener, self._accept, listener)
+        self._listeners.serve(listener)
 
     async def stop_accepting(self, listener: socket.socket) -> None:
         """Accepts all who wait in the listener's queue, then closes it. Nobody who had connected is refused."""
-        self._listeners.discard(listener)
-        self._loop.remove_reader(listener)
-        while self._accept_one(listener):
-            pass
-        listener.close()
+        await self._listeners.stop(listener)
         if self._arriving:
             await asyncio.wait(self._arriving)
 
@@ -130,83 +119,31 @@ class HttpDoor:
         for connection in self._connections.copy():
             if connection.idle:
                 connection.force_close()
-        try:
-            async with asyncio.timeout(timeout):
-                await self._quiet.wait()
-        except TimeoutError:
-            return False
-        return True
+        return await self._listeners.quiet(timeout)
 
     async def close(self) -> None:
-        """Ends everything: listeners, calls (cancelled), connections."""
-        for listener in self._listeners:
-            self._loop.remove_reader(listener)
-            listener.close()
-        self._listeners.clear()
+        """Ends everything: listeners, calls and streams (cancelled), connections."""
+        self._listeners.close()
         if self._arriving:
             await asyncio.wait(self._arriving)
-        for call in self._calls:
-            call.cancel()
+        for task in (*self._calls, *self._streams):
+            task.cancel()
         for connection in self._connections.copy():
             connection.abort()
-        await self._quiet.wait()
+        await self._listeners.quiet(None)
 
-    def _accept(self, listener: socket.socket) -> None:
-        for _ in range(_ACCEPT_AT_ONCE):
-            if self._is_full():
-                LOG.info("%d connections: no more are accepted until one ends", self._connection_limit)
-                self._pause()
-                return
-            if not self._accept_one(listener):
-                return
-
-    def _accept_one(self, listener: socket.socket) -> bool:
-        """Whether somebody was accepted."""
-        try:
-            connection, address = listener.accept()
-        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            return False
-        except OSError as error:
-            # Out of descriptors or memory: those who wait keep waiting, which is what the queue is for.
-            LOG.error("cannot accept a connection: %s; trying again in %s s", error, _ACCEPT_PAUSE_SECONDS)
-            self._pause()
-            self._loop.call_later(_ACCEPT_PAUSE_SECONDS, self._resume)
-            return False
-        connection.settimeout(0)
-        peer = _peer(connection, address)
+    def _accepted(self, connection: socket.socket, peer: Peer | str) -> None:
         task = self._loop.create_task(
             self._loop.connect_accepted_socket(lambda: Connection(self, self._server, self._loop, peer), connection),
         )
         self._arriving.add(task)
         task.add_done_callback(self._arrived)
-        self._quiet.clear()
-        return True
 
     def _arrived(self, task: asyncio.Task[object]) -> None:
         self._arriving.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             LOG.warning("a connection was lost while it was accepted: %s", error)
-        self._settle()
-
-    def _settle(self) -> None:
-        if not self._connections and not self._arriving:
-            self._quiet.set()
-        if self._paused and not self._is_full():
-            self._resume()
-
-    def _is_full(self) -> bool:
-        return len(self._connections) + len(self._arriving) >= self._connection_limit
-
-    def _pause(self) -> None:
-        self._paused = True
-        for listener in self._listeners:
-            self._loop.remove_reader(listener)
-
-    def _resume(self) -> None:
-        if self._paused:
-            self._paused = False
-            for listener in self._listeners:
-                self._loop.add_reader(listener, self._accept, listener)
+            self._listeners.ended()
 
     def opened(self, connection: Connection) -> None:
         """A connection has begun."""
@@ -215,7 +152,35 @@ class HttpDoor:
     def ended(self, connection: Connection) -> None:
         """A connection and all its calls have ended."""
         self._connections.discard(connection)
-        self._settle()
+        self._listeners.ended()
+
+    def is_stream(self, method: str, target: str) -> bool:
+        """Whether a request is a stream."""
+        return self._is_stream is not None and self._is_stream(method, target)
+
+    def carry(self, stream: Stream, connection: Connection) -> None:
+        """A stream takes the place of its connection."""
+        self._connections.discard(connection)
+        task = self._loop.create_task(self._serve_stream(stream))
+        self._streams.add(task)
+        task.add_done_callback(partial(self._stream_ended, stream))
+
+    def _stream_ended(self, stream: Stream, task: asyncio.Task[None]) -> None:
+        # Here and not in the task, which may be cancelled before it has begun.
+        stream.close()
+        self._streams.discard(task)
+        self._listeners.ended()
+
+    async def _serve_stream(self, stream: Stream) -> None:
+        assert self._answer_stream is not None
+        try:
+            answer = await self._answer_stream(stream)
+        except Exception:
+            LOG.exception("answering a stream failed")
+            answer = self._manner.unreadable
+        if isinstance(answer, HttpReply):
+            head = head_of(answer, self._version(stream.version), self._manner.headers, keeps_open=False)
+            await stream.answer(head, b"" if stream.method == "HEAD" else answer.body)
 
     def refuse(self, request: web.BaseRequest, error: BaseException | None) -> web.StreamResponse:
         """The reply to a request that could not be parsed, and to one whose answer failed."""
@@ -223,7 +188,8 @@ class HttpDoor:
             LOG.warning("unreadable HTTP request: %r", str(error.message)[:200])
         else:
             LOG.error("answering a request failed", exc_info=error)
-        return Reply(self._manner.unreadable, self._version(request), self._manner.headers, keeps_open=False)
+        version = self._version(_version_of(request))
+        return Reply(self._manner.unreadable, version, self._manner.headers, keeps_open=False)
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
         connection = request.protocol
@@ -242,24 +208,23 @@ class HttpDoor:
             and not self._draining
             and not connection.half_closed
         )
-        headers = self._manner.headers
-        if answer is not CLOSE_SILENTLY and not answer.headers and self._compresses(request, answer):
-            headers = (*headers, ("Content-Encoding", "gzip"))
-            answer = HttpReply(answer.status, (), gzip.compress(answer.body, compresslevel=1, mtime=0))
-        return Reply(answer, self._version(request), headers, keeps_open=keeps_open)
+        manner = self._manner
+        if answer is not CLOSE_SILENTLY and manner.is_own(answer.headers) and self._compresses(request, answer):
+            headers = (*(answer.headers or manner.headers), ("Content-Encoding", "gzip"))
+            answer = HttpReply(answer.status, headers, gzip.compress(answer.body, compresslevel=1, mtime=0))
+        return Reply(answer, self._version(_version_of(request)), manner.headers, keeps_open=keeps_open)
 
     async def _reply_to(self, request: web.BaseRequest, connection: Connection) -> tuple[Answer, bool]:
         """The reply, and whether it is a call's own, after which the connection may go on."""
         manner = self._manner
-        answer = self._answer if request.method == "POST" else self._answer_others
-        if answer is None:
+        if request.method != "POST" or self.is_stream(request.method, request.raw_path):
             return manner.answer_to(request.method), False
         decoded = ((name.decode(CHARSET), value.decode(CHARSET)) for name, value in request.raw_headers)
         headers = tuple(pair for pair in decoded if pair[1] != NO_HOST)
         length = header(headers, "content-length")
-        if header(headers, "transfer-encoding") is not None or (length is None and request.method == "POST"):
+        if header(headers, "transfer-encoding") is not None or length is None:
             return manner.no_length, False
-        if length is not None and int(length) > self._body_limit:
+        if int(length) > self._body_limit:
             return await self._too_large(f"the body has {length} bytes, the limit is {self._body_limit}"), False
         body = await read_body(request, connection)
         if body is None:
@@ -274,9 +239,20 @@ class HttpDoor:
                     f"the decompressed body exceeds the limit of {self._body_limit} bytes"
                 ), False
             headers = _plain(headers, len(body))
-        version = f"{request.version.major}.{request.version.minor}"
+        version = _version_of(request)
         message = HttpRequest(request.method, request.raw_path, version, headers, body, connection.peer)
-        return await answer(message), True
+        if self._ends_with_client is not None and self._ends_with_client(message):
+            return await self._answer_while_heard(message, connection), True
+        return await self._answer(message), True
+
+    async def _answer_while_heard(self, message: HttpRequest, connection: Connection) -> Answer:
+        """The reply to a call that is cancelled when its client leaves."""
+        call = asyncio.current_task()
+        if connection.transport is None or call is None:
+            return CLOSE_SILENTLY
+        descriptor = connection.transport.get_extra_info("socket").fileno()
+        with watching(descriptor, call.cancel, at_half_close=isinstance(connection.peer, str)):
+            return await self._answer(message)
 
     async def _too_large(self, text: str) -> Answer:
         if self._answer_too_large is None:
@@ -287,8 +263,12 @@ class HttpDoor:
         accepted = request.headers.get("Accept-Encoding", "")
         return self._manner.gzip and len(reply.body) > _GZIP_FROM and "gzip" in accepted
 
-    def _version(self, request: web.BaseRequest) -> str:
-        return "1.0" if self._manner.mirrors_version and request.version < (1, 1) else "1.1"
+    def _version(self, asked: str) -> str:
+        return "1.0" if self._manner.mirrors_version and asked < "1.1" else "1.1"
+
+
+def _version_of(request: web.BaseRequest) -> str:
+    return f"{request.version.major}.{request.version.minor}"
 
 
 def _decompressed(body: bytes, limit: int) -> bytes | None:
@@ -306,12 +286,3 @@ def _plain(headers: Headers, length: int) -> Headers:
     """The headers of a request whose body was decompressed."""
     kept = tuple(pair for pair in headers if pair[0].lower() not in ("content-encoding", "content-length"))
     return (("content-length", str(length)), *kept)
-
-
-def _peer(connection: socket.socket, address: tuple[object, ...]) -> Peer | str:
-    if connection.family == socket.AF_UNIX:
-        pid, uid, gid = _CREDENTIALS.unpack(
-            connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        )
-        return Peer(uid, gid, pid)
-    return f"[{address[0]}]:{address[1]}" if connection.family == socket.AF_INET6 else f"{address[0]}:{address[1]}"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -19,9 +20,12 @@ from xmlrpc_gateway.errors import (
     DaemonTimedOut,
     DaemonUnreachable,
 )
-from xmlrpc_gateway.http_messages import CLOSE_SILENTLY, HttpReply, HttpRequest
+from xmlrpc_gateway.http_messages import CLOSE_SILENTLY, CloseSilently, HttpReply, HttpRequest
 from xmlrpc_gateway.server import HttpDoor
 from xmlrpc_gateway.sockets import connect_unix
+
+if TYPE_CHECKING:
+    from tests.xmlrpc_gateway.conftest import RawDaemon
 
 MakeDaemon = Callable[..., Awaitable[Path]]
 MakeDoor = Callable[..., Awaitable[tuple[HttpDoor, Path]]]
@@ -198,6 +202,78 @@ async def test_a_cancelled_call_leaves_its_place(make_daemon: MakeDaemon) -> Non
     with pytest.raises(asyncio.CancelledError):
         await call
     assert await client.call(b"go", timeout=5) == b"hi"
+
+
+async def test_two_hundred_long_polls_hold_up_nobody(
+    make_daemon: MakeDaemon, make_door: MakeDoor, exchange: Callable[..., Awaitable[bytes]]
+) -> None:
+    """Calls pass at once while two hundred callers wait, and each waiting caller is answered in the end."""
+    waiting, happened = 0, asyncio.Event()
+
+    async def respond(request: bytes) -> bytes:
+        nonlocal waiting
+        if request.endswith(b"event.from"):
+            waiting += 1
+            await happened.wait()
+        return REPLY
+
+    client = DaemonClient(str(await make_daemon(respond)), limit=1)
+
+    async def answer(request: HttpRequest) -> HttpReply | CloseSilently:
+        is_long_poll = request.body == b"event.from"
+        return await client.forward(request, timeout=None if is_long_poll else 5, is_long_poll=is_long_poll)
+
+    door, path = await make_door(answer, ends_with_client=lambda request: request.body == b"event.from")
+
+    def post(body: bytes) -> bytes:
+        return b"POST / HTTP/1.1\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+
+    polls = [asyncio.create_task(exchange(path, post(b"event.from"))) for _ in range(200)]
+    own = asyncio.create_task(client.call(b"event.from", timeout=None, is_long_poll=True))
+    async with asyncio.timeout(20):
+        while waiting < 201:  # noqa: ASYNC110 - the daemon counts
+            await asyncio.sleep(0.01)
+    for _ in range(5):
+        assert (await exchange(path, post(b"VM.get_all"))).endswith(b"hi")
+    assert await client.call(b"VM.get_all", timeout=5) == b"hi"
+    for poll in polls[:100]:
+        poll.cancel()
+    happened.set()
+    for poll in polls[100:]:
+        assert (await poll).endswith(b"hi")
+    assert await own == b"hi"
+    assert await door.drain(5)
+
+
+async def test_a_call_can_have_another_target(make_daemon: MakeDaemon) -> None:
+    """xapi's calls go to `/` and not to the socket's path."""
+    seen: list[bytes] = []
+
+    async def respond(request: bytes) -> bytes:
+        seen.append(request)
+        return REPLY
+
+    client = DaemonClient(str(await make_daemon(respond)), target="/")
+    await client.call(b"<a/>", timeout=5)
+    assert [request.split(b"\r\n")[0] for request in seen] == [b"POST / HTTP/1.1"]
+
+
+async def test_remembers_the_ends_of_long_polls_that_it_ended(raw_daemon: RawDaemon) -> None:
+    """The daemon goes on waiting for them; ends of calls that had an answer are none, nor those of other calls."""
+    client = DaemonClient(str(raw_daemon.path))
+    ends = []
+    for body, is_long_poll, is_answered in ((b"poll", True, False), (b"poll", True, True), (b"call", False, False)):
+        call = asyncio.create_task(client.call(body, timeout=None, is_long_poll=is_long_poll))
+        daemon = await raw_daemon.accept()
+        await daemon.until(body)
+        if is_answered:
+            await daemon.send(REPLY)
+            assert await call == b"hi"
+        else:
+            call.cancel()
+            await asyncio.wait([call])
+        ends.append(os.fstat(daemon.socket.fileno()).st_ino)
+    assert client.left_behind == {ends[0]}
 
 
 async def test_refuses_calls_after_close(make_daemon: MakeDaemon) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import os
 import socket
+import struct
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -185,17 +186,6 @@ async def test_refuses_in_xapis_manner(
     assert reply.count(b"HTTP/1.") == 1
 
 
-async def test_others_than_post_can_be_answered(make_door: MakeDoor, exchange: Exchange) -> None:
-    """Requests that are no calls reach `answer_others`, with and without a body."""
-
-    async def others(request: HttpRequest) -> HttpReply:
-        return HttpReply(200, (("X-Method", request.method),), request.body)
-
-    _, path = await make_door(echo, answer_others=others)
-    assert b"X-Method: GET\r\n" in await exchange(path, b"GET /vm_rrd HTTP/1.1\r\n\r\n")
-    assert (await exchange(path, post(b"data").replace(b"POST", b"PUT"))).endswith(b"\r\n\r\ndata")
-
-
 async def test_carries_large_bodies(make_door: MakeDoor, exchange: Exchange) -> None:
     """Five megabytes go in and out unchanged, also for a client that waits for 100 Continue."""
     body = os.urandom(5 * 1024 * 1024)
@@ -251,6 +241,21 @@ async def test_compresses_for_those_who_accept_it(make_door: MakeDoor, exchange:
         assert (await exchange(path, post(b"a" * size, close, *headers))).endswith(b"\r\n\r\n" + b"a" * size)
 
 
+async def test_compresses_its_own_replies_only(make_door: MakeDoor, exchange: Exchange) -> None:
+    """A reply in JSON is the door's own too; one with other headers was handed on, and stays as it is."""
+    given: list[tuple[tuple[str, str], ...]] = [manners.XAPI.headers_for("application/json"), (("X", "y"),)]
+
+    async def answer(request: HttpRequest) -> HttpReply:
+        return HttpReply(200, given[int(request.target[1:])], bytes(5000))
+
+    _, path = await make_door(answer, manner=manners.XAPI)
+    ours = await exchange(path, post(b"", "Accept-Encoding: gzip", "Connection: close", target="/0"))
+    assert {b"Content-Type: application/json", b"Content-Encoding: gzip"} <= set(head_lines(ours))
+    assert gzip.decompress(ours.partition(b"\r\n\r\n")[2]) == bytes(5000)
+    theirs = await exchange(path, post(b"", "Accept-Encoding: gzip", "Connection: close", target="/1"))
+    assert theirs.endswith(bytes(5000))
+
+
 async def test_takes_compressed_requests_within_the_limit(make_door: MakeDoor, exchange: Exchange) -> None:
     """A gzipped body arrives plain with a fitting content-length; a bomb is overlong, half a body unreadable."""
     seen: list[HttpRequest] = []
@@ -294,6 +299,59 @@ async def test_a_call_goes_on_when_its_client_leaves(make_door: MakeDoor) -> Non
         proceed.set()
         await done.wait()
     assert await door.drain(5)
+
+
+@pytest.mark.parametrize(
+    "leaves", ["closes", "ends its sending, then closes", "has left", "closes on TCP", "is reset on TCP"]
+)
+async def test_a_long_poll_ends_with_its_client(make_door: MakeDoor, leaves: str) -> None:
+    """A call that `ends_with_client` is cancelled when nobody is left to hear its reply."""
+    began, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def answer(_: HttpRequest) -> HttpReply:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+        raise AssertionError
+
+    door, path = await make_door(answer, ends_with_client=lambda request: request.body == b"poll")
+    client: socket.socket
+    if leaves.endswith("TCP"):
+        listener = await door.listen_tcp("127.0.0.1", 0)
+        client = socket.create_connection(listener.getsockname())
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", leaves.startswith("is reset"), 0))
+    else:
+        client = socket.socket(socket.AF_UNIX)
+        client.connect(str(path))
+    client.sendall(post(b"poll"))
+    if leaves == "has left":
+        client.close()
+        assert await door.drain(5)
+        return
+    await began.wait()
+    if leaves == "ends its sending, then closes":
+        client.shutdown(socket.SHUT_WR)
+        done, _ = await asyncio.wait([asyncio.create_task(cancelled.wait())], timeout=0.05)
+        assert not done
+    client.close()
+    await cancelled.wait()
+    assert await door.drain(5)
+
+
+async def test_a_long_poll_answers_a_client_that_ended_its_sending(make_door: MakeDoor, exchange: Exchange) -> None:
+    """Half a close is no leaving, and a pipelined call is answered after the poll."""
+    proceed = asyncio.Event()
+
+    async def answer(request: HttpRequest) -> HttpReply:
+        await proceed.wait()
+        return HttpReply(200, (), request.body)
+
+    _, path = await make_door(answer, ends_with_client=lambda _: True, manner=manners.XAPI)
+    asyncio.get_running_loop().call_later(0.05, proceed.set)
+    assert (await exchange(path, post(b"poll"), ends=True)).endswith(b"\r\n\r\npoll")
+    assert (await exchange(path, post(b"poll") + post(b"next", "Connection: close"))).endswith(b"\r\n\r\nnext")
 
 
 async def test_a_client_that_ends_its_sending_gets_its_reply(make_door: MakeDoor, exchange: Exchange) -> None:
