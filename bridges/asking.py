@@ -9,19 +9,20 @@ from contextlib import asynccontextmanager
 from enum import StrEnum
 from typing import Final
 
-from bridges import dbus_translation, xmlrpc_translation
-from bridges.backends import Backend, BusDaemon, LegacyOverHttp, LegacyOverXenstore
+from bridges import dbus_translation
+from bridges.backends import Backend, BusDaemon, LegacyOverDatagrams, LegacyOverSocket, LegacyOverXenstore
 from bridges.calls import Call, Door, Tagged, Value
 from bridges.faults import Fault, Kind
 from bridges.interfaces import model
 from bridges.settings import ServiceSettings, Settings
+from bridges.tongues import Tongues
+from bridges.xmlrpc_values import Mismatch, Values
 from dbus_side.bus import Bus
 from dbus_side.errors import BusError
 from xenstore_rpc.connection import Store
 from xenstore_rpc.errors import XenstoreError
 from xenstore_rpc.rpc import Caller
-from xmlrpc_gateway.client import DaemonClient
-from xmlrpc_gateway.dialects import DIALECTS
+from xmlrpc_gateway.framed import FramedClient
 
 LABEL: Final = "xcp-bridge call"
 
@@ -31,7 +32,9 @@ class AskedDoor(StrEnum):
 
     BUS = "bus"
     HTTP = "http"
+    FRAMED = "framed"
     XENSTORE = "xenstore"
+    DATAGRAM = "datagram"
 
 
 class WrongCall(Exception):
@@ -43,18 +46,18 @@ async def ask(settings: Settings, service: str, method: str, arguments: list[str
     chosen = settings.services.get(service)
     if chosen is None:
         raise WrongCall(f"no service {service!r} in the settings; known: {', '.join(settings.services) or 'none'}")
-    interface = model.load(service)
+    interface = model.load_dialect(service, chosen.dialect)
     found = interface.method(method)
     if found is None:
         raise WrongCall(f"{service} has no method {method!r}; see xcp-bridge idl list")
-    xml = xmlrpc_translation.Translation(DIALECTS["rpclib"])
-    values = read_arguments(xml, found, arguments)
+    tongues = Tongues(chosen)
+    values = read_arguments(tongues.frame().translation.values, found, arguments)
     deadline = time.monotonic() + (found.deadline or 300.0)
-    async with _backend(settings, chosen, interface, xml, door) as backend:
+    async with _backend(settings, chosen, interface, tongues, door) as backend:
         return plain(await backend.ask(Call(found, values, Door(door.value), deadline)))
 
 
-def read_arguments(xml: xmlrpc_translation.Translation, method: model.Method, arguments: list[str]) -> dict[str, Value]:
+def read_arguments(read: Values, method: model.Method, arguments: list[str]) -> dict[str, Value]:
     """Arguments from words ARG=JSON; a word that is no JSON is taken as text. Raises WrongCall."""
     parameters = {p.name: p for p in method.parameters if p.type != model.UNIT}
     values: dict[str, Value] = {}
@@ -71,15 +74,14 @@ def read_arguments(xml: xmlrpc_translation.Translation, method: model.Method, ar
             given = text
         if kind == model.STRING and not isinstance(given, str):
             given = text
-        bare = parameters[name].named and isinstance(kind, model.Option)
         try:
-            values[name] = xml.reader(kind.item if bare and isinstance(kind, model.Option) else kind)(given)
-        except xmlrpc_translation.Mismatch as mismatch:
+            values[name] = read.reader(model.bare(kind) if parameters[name].named else kind)(given)
+        except Mismatch as mismatch:
             raise WrongCall(f"{name}: {mismatch.place}: {mismatch.reason}") from None
     for name, parameter in parameters.items():
         if name not in values and name in ("debug_info", "dbg"):
             values[name] = LABEL
-        elif name not in values and not isinstance(parameter.type, model.Option):
+        elif name not in values and not (parameter.may_be_absent or isinstance(parameter.type, model.Option)):
             raise WrongCall(f"{method.name} needs {name}=...; it takes {', '.join(parameters)}")
     return values
 
@@ -101,39 +103,38 @@ def plain(value: Value) -> object:
 
 @asynccontextmanager
 async def _backend(
-    settings: Settings,
-    service: ServiceSettings,
-    interface: model.Service,
-    xml: xmlrpc_translation.Translation,
-    door: AskedDoor,
+    settings: Settings, service: ServiceSettings, interface: model.Service, tongues: Tongues, door: AskedDoor
 ) -> AsyncIterator[Backend]:
-    if door is AskedDoor.BUS:
-        daemon = BusDaemon(service.name, dbus_translation.Translation(interface))
-        try:
-            daemon.bus = await Bus.connect(settings.bus_address)
-        except (BusError, OSError) as error:
-            raise Fault(Kind.UNAVAILABLE, str(error)) from None
-        try:
-            yield daemon
-        finally:
-            await daemon.bus.close()
-    elif door is AskedDoor.HTTP:
-        if service.http is None:
-            raise WrongCall(f"{service.name} has no http door in the settings")
-        client = DaemonClient(str(service.http.socket))
-        try:
-            yield LegacyOverHttp(lambda: client, xml)
-        finally:
-            await client.close()
-    else:
-        if service.xenstore is None:
-            raise WrongCall(f"{service.name} has no xenstore door in the settings")
-        store = Store(settings.xenstore_socket)
-        try:
-            await store.connect()
-        except (XenstoreError, OSError) as error:
-            raise Fault(Kind.UNAVAILABLE, f"xenstored {settings.xenstore_socket}: {error}") from None
-        try:
-            yield LegacyOverXenstore(Caller(store, service.xenstore), interface)
-        finally:
-            await store.close()
+    match door:
+        case AskedDoor.BUS:
+            daemon = BusDaemon(service.name, dbus_translation.Translation(interface))
+            try:
+                daemon.bus = await Bus.connect(settings.bus_address)
+            except (BusError, OSError) as error:
+                raise Fault(Kind.UNAVAILABLE, str(error)) from None
+            try:
+                yield daemon
+            finally:
+                await daemon.bus.close()
+        case AskedDoor.HTTP if service.http is not None:
+            http = tongues.http_client(str(service.http.socket))
+            yield LegacyOverSocket(lambda: http, *tongues.call())
+            await http.close()
+        case AskedDoor.FRAMED if service.framed is not None:
+            framed = FramedClient(str(service.framed.socket))
+            yield LegacyOverSocket(lambda: framed, *tongues.frame())
+            await framed.close()
+        case AskedDoor.DATAGRAM if service.datagram is not None:
+            yield LegacyOverDatagrams(service.datagram)
+        case AskedDoor.XENSTORE if service.xenstore is not None:
+            store = Store(settings.xenstore_socket)
+            try:
+                await store.connect()
+            except (XenstoreError, OSError) as error:
+                raise Fault(Kind.UNAVAILABLE, f"xenstored {settings.xenstore_socket}: {error}") from None
+            try:
+                yield LegacyOverXenstore(Caller(store, service.xenstore), interface)
+            finally:
+                await store.close()
+        case _:
+            raise WrongCall(f"{service.name} has no {door} door in the settings")

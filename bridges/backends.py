@@ -10,17 +10,20 @@ import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from bridges import dbus_translation, xenstore_translation, xmlrpc_translation
+from bridges import dbus_translation, xenstore_translation
 from bridges.calls import Call, Value
 from bridges.faults import Fault, Kind
 from bridges.interfaces.model import Effect, Service
+from bridges.xmlrpc_translation import MethodForm, Translation
+from bridges.xmlrpc_values import Mismatch
 from dbus_side import names
 from dbus_side.bus import Bus
 from dbus_side.errors import BusLost, BusRefused, BusTimedOut, MessageTooLarge, SignatureMismatch
 from xenstore_rpc.errors import CallTimedOut, ServerNotRegistered, StoreLost, StoreRefused, XenstoreError
 from xenstore_rpc.rpc import Caller
-from xmlrpc_gateway import dialects, xmlrpc_codec
-from xmlrpc_gateway.client import DaemonClient
+from xmlrpc_gateway import datagrams
+from xmlrpc_gateway.dialects import Success
+from xmlrpc_gateway.encodings import Encoding
 from xmlrpc_gateway.errors import BadReply, CodecError, DaemonGone, DaemonTimedOut, DaemonUnreachable
 
 # xenstore clients wait 300 s; a call without a deadline of its own is a long poll, which its caller ends.
@@ -33,11 +36,22 @@ class Backend(Protocol):
     async def ask(self, call: Call) -> Value: ...
 
 
+class RpcClient(Protocol):
+    """A legacy daemon's socket: `timeout` in seconds; a long poll waits without holding up other calls."""
+
+    async def call(self, body: bytes, *, timeout: float | None, is_long_poll: bool = False) -> bytes: ...
+
+
+def remaining_until(deadline: float | None) -> float | None:
+    """Seconds until a deadline on the clock of time.monotonic; None: a long poll."""
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
 def remaining(call: Call) -> float:
     """Seconds until the call's deadline. Raises Fault TIMED_OUT when it has passed before anything was sent."""
-    if call.deadline is None:
+    left = remaining_until(call.deadline)
+    if left is None:
         return LONG_POLL_SECONDS
-    left = call.deadline - time.monotonic()
     if left <= 0:
         raise Fault(Kind.TIMED_OUT, f"{call.method.name}: the deadline had passed before the call was sent")
     return left
@@ -57,21 +71,20 @@ def late(call: Call, why: str) -> Fault:
     return Fault(Kind.TIMED_OUT, f"{call.method.name}: {why}")
 
 
-class LegacyOverHttp:
-    """The legacy daemon behind its XML-RPC socket."""
+class LegacyOverSocket:
+    """The legacy daemon behind its HTTP or framed socket."""
 
-    def __init__(self, client: Callable[[], DaemonClient], translation: xmlrpc_translation.Translation) -> None:
+    def __init__(self, client: Callable[[], RpcClient], encoding: Encoding, translation: Translation) -> None:
         self._client = client
+        self._encoding = encoding
         self._translation = translation
 
     async def ask(self, call: Call) -> Value:
         form = self._translation.of(call.method)
+        body = self._write(call, form)
+        is_long_poll = call.deadline is None
         try:
-            body = xmlrpc_codec.encode_call(call.method.name, form.write_arguments(call.arguments))
-        except CodecError as error:
-            raise Fault(Kind.NOT_REPRESENTABLE, f"{call.method.name}: {error}") from None
-        try:
-            reply = await self._client().call(body, timeout=remaining(call))
+            reply = await self._client().call(body, timeout=remaining(call), is_long_poll=is_long_poll)
         except DaemonUnreachable as error:
             raise Fault(Kind.UNAVAILABLE, f"the legacy daemon cannot be reached: {error}") from None
         except DaemonTimedOut as error:
@@ -79,15 +92,40 @@ class LegacyOverHttp:
         except (DaemonGone, BadReply) as error:
             raise unanswered(call, f"the legacy daemon gave no answer: {error}") from None
         try:
-            opened = dialects.open_envelope(xmlrpc_codec.decode_response(reply))
-            if isinstance(opened, dialects.Success):
+            opened = self._encoding.read_reply(reply)
+            if isinstance(opened, Success):
                 return form.read_result(opened.value)
         except CodecError as error:
             raise Fault(Kind.NOT_REPRESENTABLE, f"{call.method.name} was executed; its answer: {error}") from None
-        except xmlrpc_translation.Mismatch as mismatch:
+        except Mismatch as mismatch:
             text = f"{call.method.name} was executed; its answer, {mismatch.place}: {mismatch.reason}"
             raise Fault(Kind.NOT_REPRESENTABLE, text) from None
         raise form.read_failure(opened.description)
+
+    def _write(self, call: Call, form: MethodForm) -> bytes:
+        try:
+            body = self._encoding.write_call(call.method.name, form.write_arguments(call.arguments))
+        except CodecError as error:
+            raise Fault(Kind.NOT_REPRESENTABLE, f"{call.method.name}: {error}") from None
+        limit = self._translation.dialect.request_limit
+        if limit is not None and len(body) > limit:
+            text = f"{call.method.name}: the call has {len(body)} bytes, the legacy daemon's limit is {limit}"
+            raise Fault(Kind.NOT_REPRESENTABLE, text)
+        return body
+
+
+class LegacyOverDatagrams:
+    """The legacy daemon behind its datagram address: a method is its name in a datagram, and nothing comes back."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    async def ask(self, call: Call) -> Value:
+        try:
+            await datagrams.send(self._address, call.method.name.encode(), timeout=remaining(call))
+        except (DaemonUnreachable, OSError) as error:
+            raise Fault(Kind.UNAVAILABLE, f"the legacy daemon cannot be reached: {error}") from None
+        return None
 
 
 class LegacyOverXenstore:

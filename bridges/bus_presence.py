@@ -40,13 +40,24 @@ class CandidateRefused(DoorError):
 
 
 class BusPresence:
-    """One service's part of the bus. `daemon` is the backend that uses the same connection."""
+    """One service's part of the bus. `daemon` is the backend that uses the same connection.
 
-    def __init__(self, situation: Situation, address: str, objects: ObjectTree, daemon: BusDaemon) -> None:
+    `long_polls` has path and member of the methods that wait for as long as their callers do.
+    """
+
+    def __init__(
+        self,
+        situation: Situation,
+        address: str,
+        objects: ObjectTree,
+        daemon: BusDaemon,
+        long_polls: frozenset[tuple[str, str]],
+    ) -> None:
         self._situation = situation
         self._address = address
         self._objects = objects
         self._daemon = daemon
+        self._long_polls = long_polls
         self._name = names.service_name(situation.service)
         self._candidate_name = names.candidate_name(situation.service)
         self._bus: Bus | None = None
@@ -102,10 +113,32 @@ class BusPresence:
     async def _answer(self, call: MethodCall) -> tuple[str, tuple[Any, ...]]:
         """The reply to a call at the bus door; what is refused, by us or by the service, is a line in the log."""
         try:
+            if (call.path, call.member) in self._long_polls and self._bus is not None:
+                return await self._answer_while_there(self._bus, call)
             return await self._objects.answer(call)
         except BusRefused as refusal:
             LOG.info("%s %s at the bus door: %s", self._situation.service, call.member, refusal)
             raise
+
+    async def _answer_while_there(self, bus: Bus, call: MethodCall) -> tuple[str, tuple[Any, ...]]:
+        """As the objects answer, but no longer than the caller is on the bus: a long poll may never end by itself."""
+        work = asyncio.create_task(self._objects.answer(call), name=f"long poll of {call.sender}")
+
+        def note(owner: str | None) -> None:
+            if owner is None:
+                work.cancel()
+
+        try:
+            await bus.track_owner(call.sender, note)
+            try:
+                await asyncio.wait([work])
+            finally:
+                await bus.untrack(call.sender, note)
+        finally:
+            work.cancel()
+        if work.cancelled():
+            raise BusRefused(names.bridge_error(Kind.UNAVAILABLE), "s", ("the caller has left",))
+        return work.result()
 
     def _note_owner(self, _owner: str | None) -> None:
         self._owner_changed.set()

@@ -2,7 +2,8 @@
 
 A neutral value follows the interface's type:
     unit None · bool bool · int/int32/int64 int · float float · string/char str · list list · tuple tuple
-    dict and record dict (an absent member is an absent key) · union `Tagged` · option None or the value
+    dict and record dict (an absent member is an absent key; a key that is an integer is its decimal text)
+    union `Tagged` · option None or the value · datetime str
     any: whatever the wire said, as None, bool, int, float, str, bytes, list or dict
 """
 
@@ -20,6 +21,8 @@ class Door(StrEnum):
 
     XENSTORE = "xenstore"
     HTTP = "http"
+    FRAMED = "framed"
+    DATAGRAM = "datagram"
     BUS = "bus"
 
 

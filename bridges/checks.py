@@ -7,6 +7,7 @@ of a pid. squeezed's `login` is never used as a probe: it destroys that service'
 from __future__ import annotations
 
 import os
+import socket
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ async def check(settings: Settings, message_switch: Path = MESSAGE_SWITCH) -> li
         findings.append(await _xenstore(settings))
     findings += _state(settings)
     for service in settings.services.values():
-        findings += [*_http(service), *_legacy(service)]
+        findings += [*_sockets(service), *_legacy(service)]
     findings += _message_switch(settings, message_switch)
     return findings
 
@@ -117,15 +118,30 @@ def _state(settings: Settings) -> Iterator[Finding]:
         yield Finding(place, Verdict.GOOD, "can be written")
 
 
-def _http(service: ServiceSettings) -> Iterator[Finding]:
-    if service.http is None:
-        return
-    place = f"services.{service.name}.http {service.http.socket}"
-    if "_" in str(service.http.socket):
-        yield Finding(
-            place, Verdict.WARNING, "XenAPI.py turns every _ of a socket path into /", "choose a path without _"
-        )
-    yield probe(place, service.http.socket)
+def _sockets(service: ServiceSettings) -> Iterator[Finding]:
+    if service.http is not None:
+        place = f"services.{service.name}.http {service.http.socket}"
+        if "_" in str(service.http.socket):
+            yield Finding(
+                place, Verdict.WARNING, "XenAPI.py turns every _ of a socket path into /", "choose a path without _"
+            )
+        yield probe(place, service.http.socket)
+        if service.http.listen and service.dialect == "xenapi":
+            text = "whoever reaches it is root for xapi, whose Unix socket asks for no credentials"
+            yield Finding(f"services.{service.name}.http.listen", Verdict.WARNING, text, "guard the address")
+    if service.framed is not None:
+        yield _connect(f"services.{service.name}.framed {service.framed.socket}", service.framed.socket)
+
+
+def _connect(place: str, path: Path) -> Finding:
+    """Connects and leaves: a daemon of frames reads nothing, and does nothing."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(PROBE_SECONDS)
+        try:
+            connection.connect(str(path))
+        except OSError as error:
+            return Finding(place, Verdict.BAD, f"{error.strerror}", "start the legacy daemon, or correct the path")
+    return Finding(place, Verdict.GOOD, "accepts connections")
 
 
 def probe(place: str, path: Path) -> Finding:

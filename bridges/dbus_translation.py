@@ -1,97 +1,44 @@
-"""D-Bus bodies to neutral values and back, and the interface data as D-Bus interfaces.
+"""D-Bus bodies to neutral calls and back, and the interface data as D-Bus interfaces.
 
 What this cannot carry
-    * a string with NUL or a lone surrogate (NOT_REPRESENTABLE, refused before it is marshalled)
-    * a record member, constructor or method that is not written down: refused by name, never guessed
-    * a 63-bit legacy `int` beyond its range, which `x` could hold: refused towards the legacy side
-    * whether nothing was said or an absent option was said: both are an absent key
-    * in an untyped value: which integer type a daemon chose, and whether it sent a struct or an array
+    * what `dbus_values` cannot carry
+    * a method, parameter or option that is not written down: refused by name, never guessed
 
-Shapes (the interface data decides, never the value):
-    bool b · int32 i · int, int64 x · float d · string, char s · list aT · map a{sT} · tuple (...) · record a{sv}
-    union without any argument s, else (sv) with "" for a constructor that carries nothing
-    option outside a record aT of 0 or 1 · any v, in it nil is the empty g, an array av, a map a{sv}
-    a tuple result is several out arguments · unit is no argument · named options are one last argument `options` a{sv}
+A tuple result is several out arguments; unit is no argument; what a caller may leave out is one last argument `options`
+a{sv}.
 
-Errors: name `org.xen.xcp.SERVICE.Error.CODE`, body text and then the constructor's arguments. What is not written down
-has its arguments as variants; a code that can be no name goes to `...Error.Other`, with the code behind the text.
+Errors: name `org.xen.xcp.SERVICE.Error.CODE`, body text and then the constructor's arguments (xapi: an array of texts).
+What is not written down has its arguments as variants; a code that can be no name goes to `...Error.Other`, with the
+code behind the text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
-from bridges import numbers
-from bridges.calls import Tagged, Value
-from bridges.faults import FROM_DBUS, OURS, Fault, Kind
-from bridges.interfaces.model import (
-    Basic,
-    DictOf,
-    Effect,
-    ListOf,
-    Method,
-    Option,
-    Parameter,
-    Record,
-    Service,
-    TupleOf,
-    Type,
-    Union,
-    bare,
+from bridges.calls import Value
+from bridges.dbus_values import (
+    Mismatch,
+    Values,
+    Wire,
+    read_members,
+    signature,
+    untyped_from_bus,
+    untyped_to_bus,
 )
+from bridges.faults import FROM_DBUS, OURS, Fault, Kind
+from bridges.interfaces.model import Effect, Method, Service, TupleOf, Type, bare
 from dbus_side import introspection, names
 from dbus_side.errors import BusRefused, SignatureMismatch
 from dbus_side.signatures import Variant
 
-# A D-Bus value is what the signature beside it says, in the bus room's own form, checked there before it is marshalled.
-Wire = Any
-Convert = Callable[[Any], Any]
-
 LEGACY_NAME: Final = "org.xen.xcp.LegacyName"
 EFFECT: Final = "org.xen.xcp.Effect"
-_BASIC: Final = {
-    "bool": "b",
-    "int": "x",
-    "int32": "i",
-    "int64": "x",
-    "float": "d",
-    "string": "s",
-    "char": "s",
-    "any": "v",
-}
-_NOTHING: Final = Variant("s", "")
-_NIL: Final = Variant("g", "")  # an untyped nil: the empty signature occurs as no other untyped value
-
-
-class Mismatch(Exception):
-    """A D-Bus value that does not fit its type, with the path to it."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.path: list[str] = []
-
-    @property
-    def sentence(self) -> str:
-        return f"{'.'.join(reversed(self.path))}: {self.reason}" if self.path else self.reason
-
-
-def signature(kind: Type) -> str:
-    """The D-Bus signature of a type; unit has none."""
-    match kind:
-        case Basic(name):
-            return _BASIC.get(name, "")
-        case Option(item) | ListOf(item):
-            return "a" + signature(item)
-        case TupleOf(items):
-            return "(" + "".join(signature(item) for item in items) + ")"
-        case DictOf(item):
-            return "a{s" + signature(item) + "}"
-        case Record():
-            return "a{sv}"
-        case Union():
-            return "(sv)" if kind.carries_arguments else "s"
+DEADLINE: Final = "org.xen.xcp.Deadline"  # seconds; 0: none, a long poll that its caller ends
+SECRET: Final = "org.xen.xcp.Secret"  # noqa: S105 -- on an argument: "true"; on `options`: the names of those that are
+MEMBERS: Final = "org.xen.xcp.Options"  # on `options`: "NAME SIGNATURE, NAME SIGNATURE"
+OPTIONS: Final = "options"
+_SECRET: Final = ((SECRET, "true"),)
 
 
 class Translation:
@@ -99,9 +46,9 @@ class Translation:
 
     def __init__(self, service: Service) -> None:
         self.service = service
+        self.values = Values(keeps_unknown=True)
+        self.callers_values = Values(keeps_unknown=False)
         self._forms: dict[Method, MethodForm] = {}
-        self._writers: dict[int, tuple[Type, Convert]] = {}
-        self._readers: dict[int, tuple[Type, Convert]] = {}
 
     def of(self, method: Method) -> MethodForm:
         """How that method looks on the bus."""
@@ -109,120 +56,6 @@ class Translation:
         if form is None:
             form = self._forms[method] = MethodForm(self, method)
         return form
-
-    def writer(self, kind: Type) -> Convert:
-        """The function from a neutral value to its D-Bus form."""
-        known = self._writers.get(id(kind))
-        if known is None:
-            known = self._writers[id(kind)] = (kind, self._make_writer(kind))
-        return known[1]
-
-    def reader(self, kind: Type) -> Convert:
-        """The function from a D-Bus value (its signature already checked) to neutral; it raises Mismatch."""
-        known = self._readers.get(id(kind))
-        if known is None:
-            known = self._readers[id(kind)] = (kind, self._make_reader(kind))
-        return known[1]
-
-    def _make_writer(self, kind: Type) -> Convert:
-        match kind:
-            case Basic(name):
-                return _any_to_bus if name == "any" else _as_is
-            case Option(item):
-                write = self.writer(item)
-                return lambda value: [] if value is None else [write(value)]
-            case ListOf(item):
-                write = self.writer(item)
-                return _as_is if write is _as_is else lambda value: [write(element) for element in value]
-            case TupleOf(items):
-                writers = [self.writer(item) for item in items]
-                return lambda value: tuple([w(element) for w, element in zip(writers, value, strict=True)])
-            case DictOf(item):
-                write = self.writer(item)
-                return _as_is if write is _as_is else lambda value: {k: write(v) for k, v in value.items()}
-            case Record():
-                return self._write_record(kind)
-            case Union():
-                return self._write_union(kind) if kind.carries_arguments else lambda value: value.tag
-
-    def _write_record(self, record: Record) -> Convert:
-        plan = [(f.name, signature(bare(f.type)), self.writer(bare(f.type))) for f in record.fields]
-
-        def write(value: dict[str, Value]) -> Wire:
-            return {name: Variant(sig, item(value[name])) for name, sig, item in plan if name in value}
-
-        return write
-
-    def _write_union(self, union: Union) -> Convert:
-        cases = {
-            c.name: None if c.argument is None else (signature(c.argument), self.writer(c.argument))
-            for c in union.constructors
-        }
-
-        def write(value: Tagged) -> Wire:
-            case = cases[value.tag]
-            return (value.tag, _NOTHING if case is None else Variant(case[0], case[1](value.argument)))
-
-        return write
-
-    def _make_reader(self, kind: Type) -> Convert:
-        match kind:
-            case Basic(name):
-                return _any_from_bus if name == "any" else _read_native if name == "int" else _as_is
-            case Option(item):
-                return _read_option(self.reader(item))
-            case ListOf(item):
-                read = self.reader(item)
-                return _as_is if read is _as_is else lambda value: [read(element) for element in value]
-            case TupleOf(items):
-                readers = [self.reader(item) for item in items]
-                return lambda value: tuple([r(element) for r, element in zip(readers, value, strict=True)])
-            case DictOf(item):
-                read = self.reader(item)
-                return _as_is if read is _as_is else lambda value: {k: read(v) for k, v in value.items()}
-            case Record():
-                return self._read_record(kind)
-            case Union():
-                return self._read_union(kind)
-
-    def _read_record(self, record: Record) -> Convert:
-        plan = {f.name: (signature(bare(f.type)), self.reader(bare(f.type))) for f in record.fields}
-        required = [f.name for f in record.fields if f.required]
-
-        def read(value: dict[str, Variant]) -> Value:
-            found = _read_members(value, plan)
-            for name in required:
-                if name not in found:
-                    raise Mismatch(f"the record needs a member {name!r}")
-            return found
-
-        return read
-
-    def _read_union(self, union: Union) -> Convert:
-        cases = {
-            c.name: None if c.argument is None else (signature(c.argument), self.reader(c.argument))
-            for c in union.constructors
-        }
-
-        def case_of(tag: str) -> tuple[str, Convert] | None:
-            if tag not in cases:
-                raise Mismatch(f"unknown constructor {tag!r}; known: {', '.join(cases)}")
-            return cases[tag]
-
-        def read_tag(value: str) -> Value:
-            case_of(value)
-            return Tagged(value)
-
-        def read(value: tuple[str, Variant]) -> Value:
-            tag, carried = value
-            case = case_of(tag)
-            if case is None:
-                if carried != _NOTHING:
-                    raise Mismatch(f"constructor {tag!r} carries nothing: its variant must be an empty string")
-                return Tagged(tag)
-            return Tagged(tag, _read_variant(tag, carried, case))
-
-        return read if union.carries_arguments else read_tag
 
 
 class MethodForm:
@@ -232,37 +65,53 @@ class MethodForm:
         self._method = method
         self._translation = translation
         self.path = names.object_path(method.service, method.object)
-        self.interface = names.interface_name(method.service, method.object)
+        self.interface = names.interface_name(method.service, method.object, method.version)
         self.member = names.member_name(method.member)
+        values, callers = translation.values, translation.callers_values
         parameters = [p for p in method.parameters if signature(p.type)]
-        self._plain = [p for p in parameters if not _is_optional(p)]
-        self._optional = [p for p in parameters if _is_optional(p)]
-        self._plain_writes = [(p.name, translation.writer(p.type)) for p in self._plain]
-        self._plain_reads = [(p.name, translation.reader(p.type)) for p in self._plain]
+        self._plain = [p for p in parameters if not p.may_be_absent]
+        self._optional = [p for p in parameters if p.may_be_absent]
+        self._plain_writes = [(p.name, values.writer(p.type)) for p in self._plain]
+        self._plain_reads = [(p.name, callers.reader(p.type)) for p in self._plain]
         self._options = {
-            p.name: (signature(bare(p.type)), translation.reader(bare(p.type)), translation.writer(bare(p.type)))
+            p.name: (signature(bare(p.type)), callers.reader(bare(p.type)), values.writer(bare(p.type)))
             for p in self._optional
         }
         self._option_reads = {name: (sig, read) for name, (sig, read, _) in self._options.items()}
         self.input_signature = "".join(signature(p.type) for p in self._plain) + ("a{sv}" if self._optional else "")
         self._outputs = method.result.items if isinstance(method.result, TupleOf) else (method.result,)
         self.output_signature = "".join(signature(item) for item in self._outputs)
-        self._write_result = translation.writer(method.result)
-        self._read_result = translation.reader(method.result)
+        self._write_result = values.writer(method.result)
+        self._read_result = values.reader(method.result)
 
     def describe(self) -> introspection.Method:
-        """The method for introspection; the legacy wire name and the effect are annotations."""
-        inputs = [introspection.Argument(_element(p.name), signature(p.type)) for p in self._plain]
+        """The method for introspection; what its signature cannot say are annotations, see docs/mapping."""
+        inputs = [
+            introspection.Argument(_element(p.name), signature(p.type), _SECRET if p.secret else ())
+            for p in self._plain
+        ]
         if self._optional:
-            inputs.append(introspection.Argument("options", "a{sv}"))
+            inputs.append(self._describe_options())
         outputs = [s for item in self._outputs if (s := signature(item))]
         named = ["result"] if len(outputs) == 1 else [f"result{number}" for number in range(len(outputs))]
+        secret = _SECRET if self._method.secret_result else ()
         return introspection.Method(
             name=self.member,
             inputs=tuple(inputs),
-            outputs=tuple(introspection.Argument(name, sig) for name, sig in zip(named, outputs, strict=True)),
-            annotations=((LEGACY_NAME, self._method.name), (EFFECT, str(self._method.effect))),
+            outputs=tuple(introspection.Argument(name, sig, secret) for name, sig in zip(named, outputs, strict=True)),
+            annotations=(
+                (LEGACY_NAME, self._method.name),
+                (EFFECT, str(self._method.effect)),
+                (DEADLINE, f"{self._method.deadline or 0:g}"),
+            ),
         )
+
+    def _describe_options(self) -> introspection.Argument:
+        taken = any(p.name == OPTIONS for p in self._plain)
+        members = ", ".join(f"{name} {sig}" for name, (sig, _, _) in self._options.items())
+        secret = ", ".join(p.name for p in self._optional if p.secret)
+        annotations = ((MEMBERS, members), (SECRET, secret)) if secret else ((MEMBERS, members),)
+        return introspection.Argument(f"further_{OPTIONS}" if taken else OPTIONS, "a{sv}", annotations)
 
     def write_arguments(self, arguments: dict[str, Value]) -> tuple[Wire, ...]:
         """The body of the call, from arguments by parameter name."""
@@ -293,7 +142,7 @@ class MethodForm:
                 if found is not None:
                     arguments[name] = found
             if self._options:
-                arguments.update(_read_members(body[-1], self._option_reads))
+                arguments.update(read_members(body[-1], self._option_reads))
         except Mismatch as mismatch:
             raise Fault(Kind.INVALID_ARGUMENT, f"{self._method.name}: {mismatch.sentence}") from None
         return arguments
@@ -329,7 +178,7 @@ class MethodForm:
         if fault.kind not in (Kind.DECLARED, Kind.UNDECLARED):
             return own_error(fault)
         carried = fault.argument if isinstance(fault.argument, list) else []
-        variants = [_any_to_bus(item) for item in carried]
+        variants = [untyped_to_bus(item) for item in carried]
         if fault.code in declared or not names.is_error_name_element(fault.code):
             body: tuple[Wire, ...] = (fault.text, fault.code, *variants)
             return BusRefused(names.error_prefix(self._method.service) + OTHER, "ss" + "v" * len(variants), body)
@@ -339,7 +188,7 @@ class MethodForm:
     def _write_carried(self, kind: Type | None, argument: Value) -> tuple[str, tuple[Wire, ...]]:
         if kind is None:
             return "", ()
-        written = self._translation.writer(kind)(argument)
+        written = self._translation.values.writer(kind)(argument)
         return (_carried_signature(kind), written) if isinstance(kind, TupleOf) else (signature(kind), (written,))
 
     def read_fault(self, refusal: BusRefused) -> Fault:
@@ -367,7 +216,9 @@ class MethodForm:
                 return Fault(Kind.DECLARED, text, code=code)
             carried = refusal.body[1:] if isinstance(case.argument, TupleOf) else refusal.body[1]
             try:
-                return Fault(Kind.DECLARED, text, code=code, argument=self._translation.reader(case.argument)(carried))
+                return Fault(
+                    Kind.DECLARED, text, code=code, argument=self._translation.values.reader(case.argument)(carried)
+                )
             except Mismatch as mismatch:
                 text = f"{text} ({mismatch.sentence})"
         return _undeclared(code, text, refusal.body[1:])
@@ -390,92 +241,18 @@ def not_representable(where: str, mismatch: SignatureMismatch) -> Fault:
     return Fault(Kind.NOT_REPRESENTABLE, f"{where}: {mismatch}")
 
 
+def interface_of(translation: Translation, object_name: str) -> introspection.Interface:
+    """The D-Bus interface of one object of the service."""
+    service = translation.service
+    return introspection.Interface(
+        name=names.interface_name(service.name, object_name, service.version),
+        methods=tuple(translation.of(method).describe() for method in service.object_methods(object_name)),
+    )
+
+
 def interfaces(translation: Translation) -> dict[str, introspection.Interface]:
     """Object name to its D-Bus interface, for every object of the service."""
-    service = translation.service
-    return {
-        name: introspection.Interface(
-            name=names.interface_name(service.name, name),
-            methods=tuple(translation.of(method).describe() for method in methods),
-        )
-        for name, methods in service.objects.items()
-    }
-
-
-def _read_members(value: dict[str, Variant], plan: dict[str, tuple[str, Convert]]) -> dict[str, Value]:
-    found: dict[str, Value] = {}
-    for name, variant in value.items():
-        if name not in plan:
-            raise Mismatch(f"unknown member {name!r}; known: {', '.join(plan)}")
-        found[name] = _read_variant(name, variant, plan[name])
-    return found
-
-
-def _read_variant(name: str, variant: Variant, case: tuple[str, Convert]) -> Value:
-    expected, read = case
-    try:
-        if variant.signature != expected:
-            raise Mismatch(f"expected signature {expected!r}, got {variant.signature!r}")
-        return read(variant.value)  # type: ignore[no-any-return]
-    except Mismatch as mismatch:
-        mismatch.path.append(name)
-        raise
-
-
-def _as_is(value: Any) -> Any:
-    return value
-
-
-def _read_native(value: int) -> int:
-    low, high = numbers.RANGES["int"]
-    if low <= value <= high:
-        return value
-    raise Mismatch(f"expected a 63-bit integer ({low} to {high}), got {value}")
-
-
-def _read_option(read: Convert) -> Convert:
-    def read_option(value: list[Any]) -> Value:
-        if len(value) > 1:
-            raise Mismatch(f"expected an option (an array of 0 or 1), got {len(value)} elements")
-        return read(value[0]) if value else None
-
-    return read_option
-
-
-def _any_to_bus(value: Value) -> Variant:
-    match value:
-        case None:
-            return _NIL
-        case bool():
-            return Variant("b", value)
-        case int():
-            return Variant("x", value)
-        case float():
-            return Variant("d", value)
-        case str():
-            return Variant("s", value)
-        case bytes():
-            return Variant("ay", value)
-        case list():
-            return Variant("av", [_any_to_bus(item) for item in value])
-        case dict():
-            return Variant("a{sv}", {name: _any_to_bus(item) for name, item in value.items()})
-    raise AssertionError(f"no untyped value: {type(value).__name__}")
-
-
-def _any_from_bus(value: Any) -> Value:
-    """A daemon may use any signature inside a variant: what it means to the legacy side is in the value."""
-    match value:
-        case Variant():
-            return None if value == _NIL else _any_from_bus(value.value)
-        case list() | tuple():
-            return [_any_from_bus(item) for item in value]
-        case dict():
-            if not all(isinstance(name, str) for name in value):
-                raise Mismatch("expected a map with strings as keys in an untyped value")
-            return {name: _any_from_bus(item) for name, item in value.items()}
-        case _:
-            return value  # type: ignore[no-any-return]
+    return {name: interface_of(translation, name) for name in translation.service.objects}
 
 
 def _carried_signature(kind: Type | None) -> str:
@@ -487,14 +264,10 @@ def _carried_signature(kind: Type | None) -> str:
 
 def _undeclared(code: str, text: str, carried: tuple[Wire, ...]) -> Fault:
     try:
-        argument: Value = [_any_from_bus(item) for item in carried] or None
+        argument: Value = [untyped_from_bus(item) for item in carried] or None
     except Mismatch as mismatch:
         text, argument = f"{text} ({mismatch.sentence})", None
     return Fault(Kind.UNDECLARED, text, code=code, argument=argument)
-
-
-def _is_optional(parameter: Parameter) -> bool:
-    return parameter.named and isinstance(parameter.type, Option)
 
 
 def _element(name: str) -> str:

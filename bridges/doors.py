@@ -1,7 +1,7 @@
-"""Where calls enter: the HTTP door, the xenstore door and the bus door of one service.
+"""Where calls enter: the bus door, the xenstore door and the datagram door of one service (sockets: `rpc_doors`).
 
 A door turns what came into a neutral call, hands it to dispatch, and says the answer or the fault in its own protocol's
-words. While the legacy side rules, HTTP passes through byte for byte; nothing is decoded on the way.
+words.
 """
 
 from __future__ import annotations
@@ -9,32 +9,19 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final
 
-from bridges import dbus_translation, xenstore_translation, xmlrpc_translation
+from bridges import dbus_translation, xenstore_translation
 from bridges.backends import Backend
 from bridges.calls import Call, Door, Side, Value
 from bridges.dispatch import Dispatch
 from bridges.faults import Fault, Kind
 from bridges.interfaces.model import Method, Service
-from dbus_side import introspection
-from dbus_side.exported import MethodHandler
+from dbus_side import introspection, names
+from dbus_side.exported import MethodHandler, ObjectTree
 from dbus_side.messages import MethodCall
 from xenstore_rpc.records import EXCEPTION, Request, Response, error_response
-from xmlrpc_gateway import dialects, manners, xmlrpc_codec
-from xmlrpc_gateway.client import DaemonClient
-from xmlrpc_gateway.errors import (
-    BadReply,
-    BadScalar,
-    ClosedSilently,
-    CodecError,
-    DaemonGone,
-    DaemonTimedOut,
-    DaemonUnreachable,
-    DuplicateMember,
-)
-from xmlrpc_gateway.http_messages import CLOSE_SILENTLY, CloseSilently, HttpReply, HttpRequest
 
 LOG: Final = logging.getLogger("bridges.doors")
 _ids: Final = itertools.count(1)
@@ -70,17 +57,33 @@ class BusDoor:
         self._backends = backends
         self._translation = translation
 
-    def objects(self) -> list[tuple[str, introspection.Interface, MethodHandler]]:
-        """Path, interface and handler of every object to export."""
-        described = dbus_translation.interfaces(self._translation)
-        return [
-            (self._translation.of(methods[0]).path, described[name], self._handler(methods))
-            for name, methods in self._translation.service.objects.items()
-        ]
+    def long_polls(self) -> frozenset[tuple[str, str]]:
+        """Path and member of the methods that wait for as long as their callers do."""
+        service = self._translation.service
+        forms = (self._translation.of(m) for name in service.long_polls if (m := service.method(name)) is not None)
+        return frozenset((form.path, form.member) for form in forms)
 
-    def _handler(self, methods: tuple[Method, ...]) -> MethodHandler:
-        by_member = {self._translation.of(method).member: method for method in methods}
-        return lambda message, member: self._answer(message, by_member[member.name])
+    def export(self, tree: ObjectTree) -> None:
+        """Answers every object of the service in the tree; its methods are looked up when the first call comes."""
+        service = self._translation.service
+        for name in service.objects:
+            tree.add_described(
+                names.object_path(service.name, name),
+                names.interface_name(service.name, name, service.version),
+                partial(dbus_translation.interface_of, self._translation, name),
+                self._handler(name),
+            )
+
+    def _handler(self, object_name: str) -> MethodHandler:
+        by_member: dict[str, Method] = {}
+
+        async def handle(message: MethodCall, member: introspection.Method) -> tuple[object, ...]:
+            if not by_member:
+                methods = self._translation.service.object_methods(object_name)
+                by_member.update({self._translation.of(method).member: method for method in methods})
+            return await self._answer(message, by_member[member.name])
+
+        return handle
 
     async def _answer(self, message: MethodCall, method: Method) -> tuple[object, ...]:
         """The out arguments of the reply. Raises BusRefused."""
@@ -124,144 +127,25 @@ class XenstoreDoor:
             return error_response(EXCEPTION, unexpected.sentence)
 
 
-class _Said(Fault):
-    """A fault whose words on the wire are decided: the reply, or the silent close."""
+class DatagramDoor:
+    """The service's datagram address, while the bus side rules: a datagram is a command, and is never answered."""
 
-    def __init__(self, kind: Kind, text: str, reply: HttpReply | CloseSilently) -> None:
-        super().__init__(kind, text)
-        self.reply = reply
-
-
-class HttpDoor:
-    """The service's XML-RPC socket: passed through while legacy rules, translated when the bus side does."""
-
-    def __init__(
-        self,
-        dispatch: Dispatch,
-        backends: Backends,
-        service: Service,
-        translation: xmlrpc_translation.Translation,
-        legacy: Callable[[], DaemonClient],
-    ) -> None:
+    def __init__(self, dispatch: Dispatch, backends: Backends, service: Service) -> None:
         self._dispatch = dispatch
         self._backends = backends
         self._service = service
-        self._translation = translation
-        self._legacy = legacy
-        self.manner = manners.rpclib(service.name)
 
-    async def answer(self, request: HttpRequest) -> HttpReply | CloseSilently:
-        """The reply on the wire, or the silent close with which the legacy daemon answers what it cannot read."""
-        method = self._service.method(_method_name(request.body))
-        deadline = deadline_of(method) if method is not None else time.monotonic() + _UNKNOWN_SECONDS
-
-        async def work(side: Side) -> HttpReply | CloseSilently:
-            if side is Side.LEGACY:
-                return await self._relay(request, method, deadline)
-            return await self._translate(request)
-
-        return await self._run(deadline, work)
-
-    async def answer_others(self, request: HttpRequest) -> HttpReply | CloseSilently:
-        """A request that is no POST: the legacy daemon's own affair, and answered as it would when it is gone."""
-        deadline = time.monotonic() + _UNKNOWN_SECONDS
-
-        async def work(side: Side) -> HttpReply | CloseSilently:
-            if side is Side.LEGACY:
-                return await self._relay(request, None, deadline)
-            return self.manner.answer_to(request.method)
-
-        return await self._run(deadline, work)
-
-    async def too_large(self, text: str) -> HttpReply | CloseSilently:
-        """The reply to a body over the limit, which was never read."""
-        LOG.info("%s at the http door: %s", self._service.name, text)
-        return _failure(xmlrpc_translation.internal_error(Fault(Kind.INVALID_ARGUMENT, text)))
-
-    async def _run(
-        self, deadline: float | None, work: Callable[[Side], Awaitable[HttpReply | CloseSilently]]
-    ) -> HttpReply | CloseSilently:
+    async def receive(self, payload: bytes) -> None:
+        """Makes the call that the datagram stands for; what comes of it is in the log."""
+        text = payload.decode("utf-8", "backslashreplace")
+        method = self._service.method(text)
+        if method is None:
+            LOG.warning("%s: unknown command %r at the datagram door", self._service.name, text[:100])
+            return
+        call = Call(method, {}, Door.DATAGRAM, deadline_of(method))
         try:
-            return await self._dispatch.run(Door.HTTP, deadline, work)
+            await self._dispatch.run(Door.DATAGRAM, call.deadline, lambda side: self._backends.ask(side, call))
         except Fault as fault:
-            LOG.info("%s at the http door: %s", self._service.name, fault.sentence)
-            return fault.reply if isinstance(fault, _Said) else _failure(xmlrpc_translation.internal_error(fault))
+            LOG.warning("%s %s at the datagram door: %s", self._service.name, text, fault.sentence)
         except Exception as error:
-            unexpected = defect(f"{self._service.name} at the http door", error)
-            return _failure(xmlrpc_translation.internal_error(unexpected))
-
-    async def _relay(
-        self, request: HttpRequest, method: Method | None, deadline: float | None
-    ) -> HttpReply | CloseSilently:
-        timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
-        try:
-            return await self._legacy().forward(request, timeout=timeout)
-        except DaemonUnreachable as error:
-            raise Fault(Kind.UNAVAILABLE, f"the legacy daemon cannot be reached: {error}") from None
-        except ClosedSilently:
-            return CLOSE_SILENTLY
-        except (DaemonGone, DaemonTimedOut, BadReply) as error:
-            name = method.name if method is not None else "the call"
-            raise Fault(
-                Kind.IN_DOUBT, f"{name} may have been executed: the legacy daemon gave no answer: {error}"
-            ) from None
-
-    async def _translate(self, request: HttpRequest) -> HttpReply | CloseSilently:
-        method, arguments = self._read(request)
-        form = self._translation.of(method)
-        try:
-            value = await self._backends.ask(Side.BUS, Call(method, arguments, Door.HTTP, deadline_of(method)))
-            return _reply(xmlrpc_codec.encode_response(dialects.success(form.write_result(value))))
-        except CodecError as error:
-            raise Fault(Kind.NOT_REPRESENTABLE, f"{method.name} was executed; its answer: {error}") from None
-        except Fault as fault:
-            if fault.kind is Kind.UNKNOWN_METHOD:
-                raise self._unknown(method.name) from None
-            raise _Said(fault.kind, f"{method.name}: {fault.text}", _failure(form.write_failure(fault))) from None
-
-    def _read(self, request: HttpRequest) -> tuple[Method, dict[str, Value]]:
-        """The method and its arguments. What cannot be read is refused as the legacy daemon refuses it."""
-        try:
-            name, params = xmlrpc_codec.decode_call(request.body)
-        except DuplicateMember as error:
-            raise Fault(Kind.NOT_REPRESENTABLE, str(error)) from None
-        except BadScalar as error:
-            description: xmlrpc_codec.Value = ["Internal_error", f'Idl.MarshalError("{error.reason}")']
-            raise _Said(Kind.INVALID_ARGUMENT, str(error), _failure(description)) from None
-        except CodecError as error:
-            raise _Said(Kind.INVALID_ARGUMENT, f"unreadable call: {error}", CLOSE_SILENTLY) from None
-        method = self._service.method(name)
-        if method is None or (method.doors and Door.HTTP not in method.doors):
-            raise self._unknown(name)
-        try:
-            return method, self._translation.of(method).read_arguments(params)
-        except xmlrpc_translation.Mismatch as mismatch:
-            description = xmlrpc_translation.marshal_error(mismatch, name, self._translation.dialect)
-            text = f"{name}: {mismatch.place}: {mismatch.reason}"
-            raise _Said(Kind.INVALID_ARGUMENT, text, _failure(description)) from None
-
-    def _unknown(self, name: str) -> _Said:
-        code = self._translation.dialect.unknown_method
-        reply = CLOSE_SILENTLY if code == "close" else _failure([code, name])
-        return _Said(Kind.UNKNOWN_METHOD, f"unknown method {name[:100]!r}", reply)
-
-
-_UNKNOWN_SECONDS: Final = 300.0
-_OPENING: Final = b"<methodName>"
-
-
-def _method_name(body: bytes) -> str:
-    """The method's name without parsing: for the deadline only, in which a wrong guess costs nothing."""
-    start = body.find(_OPENING, 0, 512)
-    if start < 0:
-        return ""
-    start += len(_OPENING)
-    return body[start : body.find(b"<", start, start + 256)].decode("ascii", "replace")
-
-
-def _reply(body: bytes) -> HttpReply:
-    return HttpReply(200, (), body)
-
-
-def _failure(description: xmlrpc_codec.Value) -> HttpReply:
-    return _reply(xmlrpc_codec.encode_response(dialects.failure(description)))
+            defect(f"{self._service.name} {text} at the datagram door", error)

@@ -11,14 +11,16 @@ import logging
 from contextlib import suppress
 from typing import Final
 
-from bridges import dbus_translation, doors, xmlrpc_translation
-from bridges.backends import Backend, BusDaemon, LegacyOverHttp, LegacyOverXenstore
+from bridges import dbus_translation, doors, tongues
+from bridges.backends import Backend, BusDaemon, LegacyOverDatagrams, LegacyOverSocket, LegacyOverXenstore
 from bridges.bus_presence import BusPresence
-from bridges.calls import Side
+from bridges.calls import Door, Side
 from bridges.cutover import Keeper
+from bridges.datagram_door import DatagramAddress
 from bridges.dispatch import Dispatch
 from bridges.interfaces import model
 from bridges.legacy_daemon import LegacyDaemon, LegacyError
+from bridges.rpc_doors import FramedSocket, HttpDoor, SocketCalls
 from bridges.settings import ServiceSettings
 from bridges.situation import DoorError, Situation
 from bridges.socket_door import SocketDoor
@@ -29,7 +31,7 @@ from dbus_side.exported import ObjectTree
 from xenstore_rpc.connection import Store
 from xenstore_rpc.errors import StoreLost, XenstoreError
 from xenstore_rpc.rpc import Caller
-from xmlrpc_gateway.dialects import DIALECTS
+from xmlrpc_gateway.framed import FramedClient
 
 LOG: Final = logging.getLogger("bridges.endpoints")
 
@@ -41,7 +43,7 @@ DRAIN_SECONDS: Final = 5.0
 
 
 class Endpoints:
-    """One service of this bridge. `sockets` and `tree` are None for a door that it does not have."""
+    """One service of this bridge. `sockets` may be empty; `tree` and `datagrams` are None where it has no such door."""
 
     def __init__(self, settings: ServiceSettings, bus_address: str, store: Store | None) -> None:
         self.settings = settings
@@ -50,33 +52,54 @@ class Endpoints:
         self.dispatch = Dispatch(self.name)
         self.legacy = LegacyDaemon(self.name, settings.legacy)
         self._store = store if settings.xenstore is not None else None
-        service = model.load(self.name)
-        on_bus = dbus_translation.Translation(service)
-        on_http = xmlrpc_translation.Translation(DIALECTS[settings.http.dialect if settings.http else "rpclib"])
+        self._service = model.load_dialect(self.name, settings.dialect)
+        self._tongues = tongues.Tongues(settings)
+        on_bus = dbus_translation.Translation(self._service)
         bus_daemon = BusDaemon(self.name, on_bus)
-        self.sockets = SocketDoor(self.situation, settings.http) if settings.http else None
-        backends = doors.Backends(self._legacy_backend(service, on_http, store), bus_daemon)
+        self._http = self._framed = None
+        if settings.http is not None:
+            self._http = SocketDoor(self.situation, settings.http, self._tongues.http_client)
+        if settings.framed is not None:
+            self._framed = SocketDoor(self.situation, settings.framed, FramedClient)
+        self.sockets = tuple(door for door in (self._http, self._framed) if door is not None)
+        self._backends = doors.Backends(self._legacy_backend(), bus_daemon)
+        self._open_sockets()
         objects = ObjectTree()
-        for path, interface, answer in doors.BusDoor(self.dispatch, backends, on_bus).objects():
-            objects.add(path, interface, answer)
-        self.bus = BusPresence(self.situation, bus_address, objects, bus_daemon)
+        bus_door = doors.BusDoor(self.dispatch, self._backends, on_bus)
+        bus_door.export(objects)
+        self.bus = BusPresence(self.situation, bus_address, objects, bus_daemon, bus_door.long_polls())
         self.tree: TreeDoor | None = None
         if settings.xenstore is not None and store is not None:
-            xenstore_door = doors.XenstoreDoor(self.dispatch, backends, service)
+            xenstore_door = doors.XenstoreDoor(self.dispatch, self._backends, self._service)
             self.tree = TreeDoor(self.situation, store, settings.xenstore, xenstore_door, self.legacy)
-        self._http_door: doors.HttpDoor | None = None
-        if self.sockets is not None:
-            self._http_door = doors.HttpDoor(self.dispatch, backends, service, on_http, self.sockets.client)
+        self.datagrams: DatagramAddress | None = None
+        if settings.datagram is not None:
+            datagram_door = doors.DatagramDoor(self.dispatch, self._backends, self._service)
+            self.datagrams = DatagramAddress(self.situation, settings.datagram, datagram_door)
         self._tasks: asyncio.TaskGroup | None = None
 
-    def _legacy_backend(
-        self, service: model.Service, on_http: xmlrpc_translation.Translation, store: Store | None
-    ) -> Backend:
-        if self.sockets is not None and (self.settings.reach == "http" or self.settings.xenstore is None):
-            return LegacyOverHttp(self.sockets.client, on_http)
-        assert store is not None
-        assert self.settings.xenstore is not None
-        return LegacyOverXenstore(Caller(store, self.settings.xenstore), service)
+    def _legacy_backend(self) -> Backend:
+        """The way to the legacy daemon that the settings choose."""
+        settings = self.settings
+        if settings.reach == "http" and self._http is not None:
+            return LegacyOverSocket(self._http.client, *self._tongues.call())
+        if settings.reach == "framed" and self._framed is not None:
+            return LegacyOverSocket(self._framed.client, *self._tongues.frame())
+        if settings.reach == "datagram" and settings.datagram is not None:
+            return LegacyOverDatagrams(settings.datagram)
+        assert self._store is not None
+        assert settings.xenstore is not None
+        return LegacyOverXenstore(Caller(self._store, settings.xenstore), self._service)
+
+    def _open_sockets(self) -> None:
+        if self._http is not None and self.settings.http is not None:
+            manner = self._tongues.manner
+            calls = SocketCalls(Door.HTTP, self.dispatch, self._backends, self._service, manner.unreadable)
+            listen = self.settings.http.listen
+            self._http.door = HttpDoor(calls, manner, self._tongues.at, self._http.client, listen)
+        if self._framed is not None:
+            framed_calls: SocketCalls[bytes] = SocketCalls(Door.FRAMED, self.dispatch, self._backends, self._service)
+            self._framed.door = FramedSocket(framed_calls, self._tongues.frame(), self._framed.client)
 
     @property
     def tasks(self) -> asyncio.TaskGroup:
@@ -129,8 +152,8 @@ class Endpoints:
     async def _let_legacy_rule(self, *, was_cut_off: bool) -> None:
         """What a bridge that was killed may have left to a legacy daemon: addresses, a freeze, its end."""
         try:
-            if self.sockets is not None:
-                self.sockets.release_if_legacys()
+            for door in self.sockets:
+                door.release_if_legacys()
             if await self.legacy.thaw() is None and was_cut_off:
                 LOG.warning("%s: the legacy daemon had been ended by the move that was cut off: starting it", self.name)
                 await self.start_legacy()
@@ -150,8 +173,10 @@ class Endpoints:
                 text = f"xenstored at {self._store.address} cannot be reached; tried again until it is back"
                 self.situation.alarm("STORE_LOST", text)
         try:
-            if self.sockets is not None and self._http_door is not None:
-                await self.sockets.look(self._http_door)
+            for door in self.sockets:
+                await door.look()
+            if self.datagrams is not None:
+                await self.datagrams.look()
             await self.bus.look()
             self.situation.calm("DOORS")
             if "NO_AUTHORITY" in self.situation.alarms and self.situation.meaning.authority is Side.LEGACY:
@@ -170,18 +195,28 @@ class Endpoints:
         if self.tree is not None:
             await self.tree.drain(DRAIN_SECONDS)
             await self.tree.leave()
-        if self.sockets is not None:
-            await self.sockets.give_back()
-            await self.sockets.close()
+        if self.datagrams is not None:
+            await self.datagrams.close()
+        await self.give_sockets_back()
+        for door in self.sockets:
+            await door.close()
 
     async def take_sockets(self) -> None:
-        """Raises DoorError."""
-        if self.sockets is not None and self._http_door is not None:
-            await self.sockets.take(self._http_door)
+        """All of them or none. Raises DoorError."""
+        try:
+            for door in self.sockets:
+                await door.take()
+        except DoorError:
+            await self.give_sockets_back()
+            raise
 
     async def give_sockets_back(self) -> None:
-        if self.sockets is not None:
-            await self.sockets.give_back()
+        await asyncio.gather(*(door.give_back() for door in self.sockets))
+
+    async def drain_legacy(self, timeout: float) -> None:
+        """Waits until the legacy daemon has answered those who are connected to it directly. Raises DoorError."""
+        for door in self.sockets:
+            await door.drain_daemon(timeout)
 
     async def start_legacy(self) -> None:
         """Starts the legacy daemon and waits until its doors are its own again, then takes the sockets.
@@ -199,24 +234,28 @@ class Endpoints:
             raise LegacyError(f"the legacy daemon did not open its doors within {START_SECONDS:.0f} s") from None
         finally:
             process.close()
-        if self.sockets is not None and self._http_door is not None:
-            await self.sockets.take_again(self._http_door)
+        for door in self.sockets:
+            await door.take_again()
 
     async def _legacy_is_ready(self) -> bool:
         try:
             registered = self.tree is None or await self.tree.is_registered_by_another()
         except XenstoreError:
             return False
-        return registered and (self.sockets is None or await self.sockets.daemon_listens())
+        return registered and all([await door.daemon_listens() for door in self.sockets])
 
     def status(self) -> dict[str, object]:
         """What the operator sees of this service; JSON-ready."""
         meaning, standing = self.situation.meaning, self.situation.standing
         doors_now = {"bus": str(meaning.bus)}
-        if self.sockets is not None:
+        if self._http is not None:
             doors_now["http"] = str(meaning.sockets)
+        if self._framed is not None:
+            doors_now["framed"] = str(meaning.sockets)
         if self.tree is not None:
             doors_now["xenstore"] = str(meaning.tree)
+        if self.datagrams is not None:
+            doors_now["datagram"] = str(meaning.tree)
         return {
             "service": self.name,
             "stage": str(standing.stage),

@@ -147,8 +147,7 @@ class Flip:
             self._hold()
             self._reached(Step.HELD)
             await self._drain()
-            if endpoints.sockets is not None:
-                await endpoints.sockets.drain_daemon(DRAIN_SECONDS)
+            await endpoints.drain_legacy(DRAIN_SECONDS)
             self._reached(Step.DRAINED)
             await self._fence_legacy(process)
             self._reached(Step.FENCED)
@@ -165,6 +164,8 @@ class Flip:
         self._resume()
         if endpoints.tree is not None:
             endpoints.tree.serve(endpoints.tasks)
+        if endpoints.datagrams is not None:
+            await endpoints.datagrams.look()
 
     async def _fence_legacy(self, process: Process) -> None:
         endpoints = self._endpoints
@@ -214,6 +215,8 @@ class Flip:
             await self._let_daemon_go_on(epoch)
             raise
         self._reached(Step.FENCED)
+        if endpoints.datagrams is not None:
+            await endpoints.datagrams.leave()
         try:
             await endpoints.start_legacy()
         except OUTCOMES:

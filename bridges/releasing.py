@@ -30,11 +30,11 @@ async def release(settings: Settings) -> dict[str, str]:
             raise StillRunning(f"a bridge answers at {settings.control_socket}: stop it first")
     done: dict[str, str] = {}
     for service in settings.services.values():
-        if service.http is not None:
+        for door in filter(None, (service.http, service.framed)):
             try:
-                done[str(service.http.socket)] = str(sockets.release(service.http.socket, service.http.legacy))
+                done[str(door.socket)] = str(sockets.release(door.socket, door.legacy))
             except (OSError, AddressTaken) as error:
-                done[str(service.http.socket)] = f"could not be given back: {error}"
+                done[str(door.socket)] = f"could not be given back: {error}"
         try:
             pid = await LegacyDaemon(service.name, service.legacy).thaw()
             if pid is not None:

@@ -14,8 +14,9 @@ from typing import Any, Final, Literal
 
 from bridges.interfaces import model
 
+DOORS: Final = ("http", "framed", "xenstore", "datagram")
 DEFAULT_PATH: Final = Path("/etc/xcp-bridge/bridge.toml")
-_LATER: Final = {"console": "the console", "framed": "the framed JSON socket"}
+_LATER: Final = {"console": "the console"}
 
 
 class SettingsError(Exception):
@@ -43,22 +44,33 @@ class LegacyCommands:
 
 
 @dataclass(frozen=True, slots=True)
-class HttpDoorSettings:
+class SocketSettings:
     """`socket` is where callers connect; `legacy` is where the daemon's own socket stands while ours is there."""
 
     socket: Path
     legacy: Path
-    dialect: str = "rpclib"
+
+
+@dataclass(frozen=True, slots=True)
+class HttpDoorSettings(SocketSettings):
+    """`format` is what the daemon speaks at every path (xapi: XML-RPC, and JSON-RPC at /jsonrpc)."""
+
+    format: str = "xml"
     listen: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceSettings:
+    """One service: its doors on the legacy side, the dialect spoken there, and `reach`, the door by which we call."""
+
     name: str
     legacy: LegacyUnit | LegacyCommands | None = None
     xenstore: str | None = None
     http: HttpDoorSettings | None = None
-    reach: Literal["http", "xenstore"] = "http"
+    framed: SocketSettings | None = None
+    datagram: str | None = None
+    dialect: str = "rpclib"
+    reach: str = "http"
     stale_at_start: Literal["refuse", "execute"] = "refuse"
 
 
@@ -108,27 +120,58 @@ def parse(data: dict[str, Any], environment: dict[str, str]) -> Settings:
 
 
 def _service(name: str, table: _Table) -> ServiceSettings:
-    if name not in model.available():
-        table.problem("", f"no interface is written down for {name!r}; known: {', '.join(model.available())}")
-    http = table.table("http") if table.has("http") else None
+    if name not in model.services():
+        table.problem("", f"no interface is written down for {name!r}; known: {', '.join(model.services())}")
+        return ServiceSettings(name)
+    doors = [door for door in DOORS if table.has(door)]
+    http = table.table("http") if "http" in doors else None
+    framed = table.table("framed") if "framed" in doors else None
+    dialect = _dialect(name, table, http, framed)
     settings = ServiceSettings(
         name=name,
         legacy=_legacy(table.table("legacy")) if table.has("legacy") else None,
         xenstore=table.text("xenstore", "") or None,
-        http=_http(http) if http else None,
-        reach="xenstore" if table.choice("reach", ("http", "xenstore"), "http") == "xenstore" else "http",
+        http=_http(http, model.load_dialect(name, dialect).http_format) if http else None,
+        framed=_framed(framed) if framed else None,
+        datagram=table.text("datagram", "") or None,
+        dialect=dialect,
+        reach=table.choice("reach", DOORS, doors[0] if doors else "http"),
         stale_at_start="execute"
         if table.choice("stale_at_start", ("refuse", "execute"), "refuse") == "execute"
         else "refuse",
     )
     table.refuse_the_rest()
-    if settings.http is None and settings.xenstore is None:
-        table.problem("", "needs a legacy door: xenstore or http")
-    if settings.reach == "xenstore" and settings.xenstore is None:
-        table.problem("reach", "xenstore is no door of this service")
+    if not doors:
+        table.problem("", f"needs a legacy door: one of {', '.join(DOORS)}")
+    elif settings.reach not in doors:
+        table.problem("reach", f"{settings.reach} is no door of this service")
     if settings.xenstore and not re.fullmatch("[A-Za-z0-9_@-]+", settings.xenstore):
         table.problem("xenstore", f"expected the name of a tree such as 'squeezed', got {settings.xenstore!r}")
+    _refuse_foreign_doors(settings, table)
     return settings
+
+
+def _dialect(name: str, *tables: _Table | None) -> str:
+    """The service's dialect, which may stand in its own table or beside a socket."""
+    choices = model.dialects(name)
+    said = [table for table in tables if table is not None and table.has("dialect")]
+    chosen = [table.choice("dialect", choices, choices[0]) for table in said]
+    for table, dialect in zip(said[1:], chosen[1:], strict=True):
+        if dialect != chosen[0]:
+            table.problem("dialect", f"is {dialect!r} here, and {chosen[0]!r} before: a service has one daemon")
+    return chosen[0] if chosen else choices[0]
+
+
+def _refuse_foreign_doors(settings: ServiceSettings, table: _Table) -> None:
+    """Doors at which none of the service's methods could be called."""
+    known = model.load_dialect(settings.name, settings.dialect).doors
+    for door in DOORS:
+        if table.has(door) and door not in known:
+            table.problem(
+                door, f"no method of {settings.name} can be called there; its doors: {', '.join(sorted(known))}"
+            )
+    if settings.datagram is not None and not re.fullmatch("@[!-~]{1,107}", settings.datagram):
+        table.problem("datagram", f"expected an abstract address such as '@perfmon', got {settings.datagram!r}")
 
 
 def _legacy(table: _Table) -> LegacyUnit | LegacyCommands | None:
@@ -144,33 +187,47 @@ def _legacy(table: _Table) -> LegacyUnit | LegacyCommands | None:
     return commands
 
 
-def _http(table: _Table) -> HttpDoorSettings:
-    path = table.path("socket", None)
+def _http(table: _Table, default_format: str) -> HttpDoorSettings:
+    socket, legacy = _socket(table)
     settings = HttpDoorSettings(
-        socket=path,
-        legacy=table.path("legacy", Path(f"{path}.legacy")),
-        dialect=table.choice("dialect", ("rpclib",), "rpclib"),
+        socket=socket,
+        legacy=legacy,
+        format=table.choice("format", ("xml", "json"), default_format),
         listen=table.addresses("listen"),
     )
     table.refuse_the_rest()
-    if settings.legacy.parent != settings.socket.parent:
+    return settings
+
+
+def _framed(table: _Table) -> SocketSettings:
+    settings = SocketSettings(*_socket(table))
+    table.refuse_the_rest()
+    return settings
+
+
+def _socket(table: _Table) -> tuple[Path, Path]:
+    """Where callers connect, and where the daemon's own socket stands while ours is there."""
+    socket = table.path("socket", None)
+    legacy = table.path("legacy", Path(f"{socket}.legacy"))
+    if legacy.parent != socket.parent:
         table.problem(
             "legacy", "must be in the directory of socket: it is made by a hard link and given back by a rename"
         )
-    elif settings.legacy == settings.socket:
+    elif legacy == socket:
         table.problem("legacy", "must differ from socket")
-    return settings
+    return socket, legacy
 
 
 def _refuse_shared_doors(settings: Settings, problems: list[str]) -> None:
     seen: dict[str, str] = {}
     for service in settings.services.values():
         doors = [f"xenstore tree /{service.xenstore}"] if service.xenstore else []
-        if service.http:
-            doors += [str(service.http.socket), str(service.http.legacy)]
-            doors += [f"tcp:{host}:{port}" for host, port in service.http.listen]
+        for sockets in filter(None, (service.http, service.framed)):
+            doors += sorted({str(sockets.socket), str(sockets.legacy)})
+        doors += [f"tcp:{host}:{port}" for host, port in service.http.listen] if service.http else []
+        doors += [service.datagram] if service.datagram else []
         for door in doors:
-            if door in seen and seen[door] != service.name:
+            if door in seen:
                 problems.append(f"services.{service.name}: {door} is also a door of {seen[door]}")
             seen[door] = service.name
 

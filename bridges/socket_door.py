@@ -1,63 +1,79 @@
-"""A service's HTTP address: taking it from the legacy daemon, giving it back, noticing that somebody bound it again."""
+"""A service's socket: taking it from the legacy daemon, giving it back, noticing that somebody bound it again."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import time
-from typing import Final
+from collections.abc import Callable
+from typing import Final, Generic, Protocol, TypeVar
 
 from bridges.calls import Side
 from bridges.cutover import Keeper
-from bridges.doors import HttpDoor
-from bridges.settings import HttpDoorSettings
+from bridges.rpc_doors import Server
+from bridges.settings import SocketSettings
 from bridges.situation import DoorError, Situation
-from xmlrpc_gateway import server, sockets
-from xmlrpc_gateway.client import DaemonClient
+from xmlrpc_gateway import sockets
 from xmlrpc_gateway.errors import AddressTaken, DaemonUnreachable
 
 LOG: Final = logging.getLogger("bridges.socket_door")
 
-BODY_LIMIT: Final = 64 * 1024 * 1024
 # Longer than a call can be held.
 DRAIN_SECONDS: Final = 40.0
 
 
-class SocketDoor:
-    """The address of one service. `client` reaches the legacy daemon wherever its socket stands now."""
+class Client(Protocol):
+    """What reaches a legacy daemon at its socket; `left_behind` has the daemon's ends of long polls that we ended."""
 
-    def __init__(self, situation: Situation, settings: HttpDoorSettings) -> None:
+    left_behind: set[int]
+
+    async def close(self) -> None: ...
+
+
+AnyClient = TypeVar("AnyClient", bound=Client)
+
+
+class Door(Protocol):
+    """What serves the socket while it is ours."""
+
+    async def open(self, listener: socket.socket) -> Server: ...
+
+
+class SocketDoor(Generic[AnyClient]):
+    """The address of one socket of a service. `client` reaches the legacy daemon wherever its socket stands now.
+
+    `connect` makes a client of a path; `door` is set before the address is taken.
+    """
+
+    door: Door
+
+    def __init__(self, situation: Situation, settings: SocketSettings, connect: Callable[[str], AnyClient]) -> None:
+        self.path = settings.socket
         self._situation = situation
         self._settings = settings
-        self._behind_us = DaemonClient(str(settings.legacy))
-        self._at_its_path = DaemonClient(str(settings.socket))
+        self._behind_us = connect(str(settings.legacy))
+        self._at_its_path = connect(str(settings.socket))
         self._owned: sockets.OwnedSocket | None = None
-        self._server: server.HttpDoor | None = None
+        self._server: Server | None = None
         self._retiring: set[asyncio.Task[None]] = set()
 
-    def client(self) -> DaemonClient:
+    def client(self) -> AnyClient:
         return self._at_its_path if self._owned is None else self._behind_us
 
-    async def take(self, door: HttpDoor) -> None:
+    async def take(self) -> None:
         """Our listener at the path, the legacy daemon's beside it; no moment without one. Raises DoorError."""
         try:
-            self._owned = sockets.take(self._settings.socket, self._settings.legacy)
+            owned = sockets.take(self._settings.socket, self._settings.legacy)
         except (OSError, AddressTaken) as error:
             raise DoorError(f"{self._settings.socket} cannot be taken: {error}") from None
-        self._server = server.HttpDoor(
-            door.answer,
-            manner=door.manner,
-            body_limit=BODY_LIMIT,
-            answer_too_large=door.too_large,
-            answer_others=door.answer_others,
-        )
-        await self._server.serve_socket(self._owned.socket)
-        for host, port in self._settings.listen:
-            try:
-                await self._server.listen_tcp(host, port)
-            except OSError as error:
-                await self.give_back()
-                raise DoorError(f"tcp:{host}:{port} cannot be listened at: {error.strerror or error}") from None
+        self._owned = owned
+        try:
+            self._server = await self.door.open(owned.socket)
+        except OSError as error:
+            self._owned = None
+            sockets.give_back(owned)
+            raise DoorError(f"{self._settings.socket} cannot be served: {error.strerror or error}") from None
 
     async def give_back(self) -> None:
         """The path is the legacy daemon's again, and whoever had reached us has been answered."""
@@ -82,7 +98,7 @@ class SocketDoor:
         task.add_done_callback(self._retiring.discard)
 
     @staticmethod
-    async def _retire(serving: server.HttpDoor) -> None:
+    async def _retire(serving: Server) -> None:
         await serving.drain(DRAIN_SECONDS)
         await serving.close()
 
@@ -93,7 +109,7 @@ class SocketDoor:
             if done is not sockets.Returned.NOTHING:
                 LOG.warning("%s: %s: %s", self._situation.service, self._settings.socket, done)
 
-    async def look(self, door: HttpDoor) -> None:
+    async def look(self) -> None:
         """A legacy daemon that was restarted has bound the path again: it is taken again. Raises DoorError."""
         if self._situation.meaning.sockets is not Keeper.BRIDGE:
             return
@@ -101,13 +117,13 @@ class SocketDoor:
             LOG.warning("%s: %s was bound by somebody else: taking it again", self._situation.service, self._owned.path)
             if self._situation.meaning.authority is Side.BUS:
                 self._situation.alarm("SPLIT_OWNER", f"{self._owned.path} was bound: does a legacy daemon run?")
-        await self.take_again(door)
+        await self.take_again()
 
-    async def take_again(self, door: HttpDoor) -> None:
+    async def take_again(self) -> None:
         """Takes the path unless it is ours. Raises DoorError."""
         if self._owned is None or not sockets.is_ours(self._owned):
             await self._leave()
-            await self.take(door)
+            await self.take()
 
     async def drain_daemon(self, timeout: float) -> None:
         """Waits until the legacy daemon has answered those who had connected to it before we took its address.
@@ -115,12 +131,18 @@ class SocketDoor:
         Raises DoorError: a daemon that is ended with a caller on the line leaves that call in doubt.
         """
         patience = time.monotonic() + timeout
-        while count := sockets.open_connections(self._settings.socket):
+        while count := self._strangers():
             if time.monotonic() > patience:
                 raise DoorError(
                     f"{count} callers are still connected to the legacy daemon after {timeout:.0f} s; try again"
                 )
             await asyncio.sleep(0.005)  # the kernel has no event for it
+
+    def _strangers(self) -> int:
+        """How many connections the legacy daemon has that somebody waits at, or that it may still work for."""
+        found = sockets.open_connections(self._settings.socket)
+        ended = self._behind_us.left_behind | self._at_its_path.left_behind
+        return sum(count for inode, count in found.items() if inode not in ended)
 
     async def daemon_listens(self) -> bool:
         """Whether the legacy daemon accepts connections, at its path or behind us."""

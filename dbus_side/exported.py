@@ -9,6 +9,7 @@ specification gives them.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -50,15 +51,21 @@ _MACHINE_ID: Final = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
 
 
 class _Part:
-    """One interface of one object, with what answers it."""
+    """One interface of one object, with what answers it; described when it is first asked for."""
 
-    __slots__ = ("getters", "handler", "interface", "methods")
-
-    def __init__(self, interface: Interface, handler: MethodHandler, getters: Getters) -> None:
-        self.interface = interface
+    def __init__(self, name: str, describe: Callable[[], Interface], handler: MethodHandler, getters: Getters) -> None:
+        self.name = name
         self.handler = handler
         self.getters = getters
-        self.methods = {m.name: (m, signature_of(m.inputs), signature_of(m.outputs)) for m in interface.methods}
+        self._describe = describe
+
+    @cached_property
+    def interface(self) -> Interface:
+        return self._describe()
+
+    @cached_property
+    def methods(self) -> dict[str, tuple[Method, str, str]]:
+        return {m.name: (m, signature_of(m.inputs), signature_of(m.outputs)) for m in self.interface.methods}
 
     def find_property(self, name: str) -> Property | None:
         """The declared property."""
@@ -69,17 +76,21 @@ class _Part:
         return Variant(item.signature, self.getters[item.name]())
 
 
+def _part(interface: Interface, handler: MethodHandler, getters: Getters | None = None) -> _Part:
+    return _Part(interface.name, lambda: interface, handler, getters or {})
+
+
 class ObjectTree:
     """The objects of one connection."""
 
     def __init__(self) -> None:
         self._objects: dict[str, dict[str, _Part]] = {}
         self._standard = {
-            part.interface.name: part
-            for part in (
-                _Part(_INTROSPECTABLE, self._introspect, {}),
-                _Part(_PEER, _answer_peer, {}),
-                _Part(_PROPERTIES, self._answer_properties, {}),
+            interface.name: _part(interface, handler)
+            for interface, handler in (
+                (_INTROSPECTABLE, self._introspect),
+                (_PEER, _answer_peer),
+                (_PROPERTIES, self._answer_properties),
             )
         }
 
@@ -90,16 +101,25 @@ class ObjectTree:
         arguments for every property. Raises NameInvalid for the path, ValueError when the interface is there already
         or a getter is missing.
         """
-        if not is_object_path(path):
-            raise NameInvalid("object path", path)
         found = getters or {}
         missing = [item.name for item in interface.properties if item.name not in found]
         if missing:
             raise ValueError(f"{interface.name}: expected a getter for each property, got none for {missing}")
+        self._add(path, _part(interface, handler, found))
+
+    def add_described(
+        self, path: str, interface_name: str, describe: Callable[[], Interface], handler: MethodHandler
+    ) -> None:
+        """As `add`, for an interface without properties that `describe` gives when somebody first asks for it."""
+        self._add(path, _Part(interface_name, describe, handler, {}))
+
+    def _add(self, path: str, part: _Part) -> None:
+        if not is_object_path(path):
+            raise NameInvalid("object path", path)
         parts = self._objects.setdefault(path, {})
-        if interface.name in parts or interface.name in self._standard:
-            raise ValueError(f"{path}: has {interface.name} already")
-        parts[interface.name] = _Part(interface, handler, found)
+        if part.name in parts or part.name in self._standard:
+            raise ValueError(f"{path}: has {part.name} already")
+        parts[part.name] = part
 
     def remove(self, path: str, interface_name: str) -> None:
         """Undo one `add`. KeyError when it is not there."""
@@ -112,12 +132,12 @@ class ObjectTree:
         part = self._find_part(call)
         found = part.methods.get(call.member)
         if found is None:
-            raise _refused("UnknownMethod", f"{part.interface.name} has no method {call.member}")
+            raise _refused("UnknownMethod", f"{part.name} has no method {call.member}")
         method, inputs, outputs = found
         if call.signature != inputs:
             raise _refused(
                 "InvalidArgs",
-                f"{part.interface.name}.{call.member}: expected {_described(method)}, got {call.signature!r}",
+                f"{part.name}.{call.member}: expected {_described(method)}, got {call.signature!r}",
             )
         return outputs, await part.handler(call, method)
 
@@ -136,7 +156,7 @@ class ObjectTree:
             return there[call.interface]
         candidates = [part for part in there.values() if call.member in part.methods]
         if len(candidates) != 1:
-            named = ", ".join(part.interface.name for part in candidates) or "no interface"
+            named = ", ".join(part.name for part in candidates) or "no interface"
             raise _refused("UnknownMethod", f"{call.path}: {call.member} without an interface: it is in {named}")
         return candidates[0]
 

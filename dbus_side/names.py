@@ -68,9 +68,9 @@ def service_path(service: str) -> str:
     return path
 
 
-def interface_name(service: str, object_name: str) -> str:
+def interface_name(service: str, object_name: str, version: int = 1) -> str:
     """`storage`, `DATA.MIRROR` is `org.xen.xcp.storage.DATA.MIRROR1`: the version is part of it. Raises NameInvalid."""
-    return _interface(f"{_PREFIX}.{service}.{object_name}1")
+    return _interface(f"{_PREFIX}.{service}.{object_name}{version}")
 
 
 def member_name(wire: str) -> str:

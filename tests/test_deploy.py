@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from bridges.interfaces import model
 from bridges.settings import decode
 
+FURTHER = "# Further services"
 DEPLOY = Path(__file__).parents[1] / "deploy"
 
 
@@ -23,7 +25,7 @@ def test_the_sample_settings_are_valid_and_say_the_defaults() -> None:
 
 def test_the_lines_that_are_commented_out_are_valid_too() -> None:
     """Whoever removes a `# ` gets settings that can be read."""
-    text = (DEPLOY / "bridge.toml").read_text()
+    text = (DEPLOY / "bridge.toml").read_text().partition(FURTHER)[0]
     for line in re.findall(r"^# (\w+ = .*)$", text, re.MULTILINE):
         key = line.split(" = ")[0]
         section = text[: text.index(f"# {line}")].rpartition("\n[services.")[2].partition("]")[0]
@@ -32,6 +34,14 @@ def test_the_lines_that_are_commented_out_are_valid_too() -> None:
         )
         sample = f"[services.{section}]\n{line}\n{body}"
         assert section in decode(sample.encode(), {}).services
+
+
+def test_the_further_services_are_valid_too() -> None:
+    """Without its `# ` the last part of the sample names every other service that there is."""
+    _, _, further = (DEPLOY / "bridge.toml").read_text().partition(FURTHER)
+    lines = [line.removeprefix("#").strip() for line in further.partition("# [")[2].splitlines()]
+    settings = decode(("[" + "\n".join(lines)).encode(), {})
+    assert set(settings.services) == set(model.services()) - {"squeezed", "xenopsd"}
 
 
 @pytest.mark.parametrize("unit", ["xcp-bus.service", "xcp-bridge.service"])

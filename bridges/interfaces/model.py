@@ -1,23 +1,27 @@
 """The interface data as types: what a service offers, and how each method looks on every door.
 
-`SERVICE.json` beside this file is the one source. A type expression there is a name of a basic type or one of
-`{"ref": T}`, `{"option": t}`, `{"list": t}`, `{"array": t}`, `{"tuple": [...]}`, `{"dict": [key, t]}`,
-`{"record": [...]}`, `{"variant": [...]}`, `{"abstract": A}`. References are resolved here, once: no type of the
-toolstack is recursive.
-Methods and types are built on first use, so a daemon that bridges one service pays for what is called.
+`SERVICE.json` beside this file is the one source; `SERVICE-2012.json` is the same service as its daemon of May 2012
+spoke (dialect rpclib-2012). A type expression there is a name of a basic type or one of `{"ref": T}`, `{"option": t}`,
+`{"list": t}`, `{"array": t}`, `{"tuple": [...]}`, `{"dict": [key, t]}`, `{"record": [...]}`, `{"variant": [...]}`,
+`{"abstract": A}`, `{"record_of": MEMBER}`. References are resolved here, once: no type of the toolstack is recursive.
+A file is read when its service is asked for, methods and types are built on first use: a daemon that bridges one
+service pays for what is called.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property, lru_cache
 from importlib import resources
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
-BASIC: Final = frozenset({"unit", "bool", "int", "int32", "int64", "float", "string", "char", "any"})
+OLDER: Final = "rpclib-2012"
+_OLDER_SUFFIX: Final = "-2012"
+BASIC: Final = frozenset({"unit", "bool", "int", "int32", "int64", "float", "string", "char", "datetime", "any"})
 
 
 class InterfaceError(Exception):
@@ -33,7 +37,7 @@ class Effect(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Basic:
-    """unit, bool, int (63 bits), int32, int64, float, string, char, or any (an untyped value)."""
+    """unit, bool, int (63 bits), int32, int64, float, string, char, datetime (its text), or any (an untyped value)."""
 
     name: str
 
@@ -57,9 +61,13 @@ class TupleOf:
 
 @dataclass(frozen=True, slots=True)
 class DictOf:
-    """A map with string keys; order is kept, duplicates exist only on the legacy wire."""
+    """A map; order is kept, duplicates exist only on the legacy wire.
+
+    `key` is a string, an integer or an enum (a union without arguments); all of them are text on the legacy wire.
+    """
 
     item: Type
+    key: Type = Basic("string")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +94,26 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordOf:
+    """A record of the class that the member `member` beside it names, in any case: xapi's `event.snapshot`.
+
+    `resolve` gives the record of a class, None for one that is not written down.
+    """
+
+    member: str
+    resolve: Callable[[str], Record | None]
+
+
+@dataclass(frozen=True, slots=True)
 class Constructor:
-    """One case of a union: its tag and the type it carries (None: nothing)."""
+    """One case of a union: its tag and the type it carries (None: nothing).
+
+    `flat`: a tuple's elements stand directly behind the tag, as the generator of 2012 wrote several arguments.
+    """
 
     name: str
     argument: Type | None
+    flat: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,11 +135,13 @@ class Union:
         return any(constructor.argument is not None for constructor in self.constructors)
 
 
-Type = Basic | Option | ListOf | TupleOf | DictOf | Record | Union
+Type = Basic | Option | ListOf | TupleOf | DictOf | Record | RecordOf | Union
 
+ASYNC: Final = "Async."  # xapi: the same call, answered at once by a task
 UNIT: Final = Basic("unit")
 STRING: Final = Basic("string")
 ANY: Final = Basic("any")
+UNKNOWN_RECORD: Final = Record(())  # of a class that is not written down: all of its members are untyped
 
 
 def bare(kind: Type) -> Type:
@@ -126,10 +151,23 @@ def bare(kind: Type) -> Type:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
+    """An argument of a method.
+
+    `named`: it travels in the struct of named arguments, where the dialect has one. `optional`: it may be left off the
+    end; `default` is then its value as the interface data write it, None when they do not know one.
+    """
+
     name: str
     type: Type
-    named: bool
-    secret: bool
+    named: bool = False
+    secret: bool = False
+    optional: bool = False
+    default: Any = None
+
+    @property
+    def may_be_absent(self) -> bool:
+        """Whether a caller may leave it out; on the bus it then travels in `options`."""
+        return self.optional or (self.named and isinstance(self.type, Option))
 
 
 class XenstoreForm(msgspec.Struct, frozen=True):
@@ -150,13 +188,14 @@ class XenstoreError(msgspec.Struct, frozen=True):
 
 class _MethodData(msgspec.Struct, frozen=True):
     name: str
-    object: str
     params: list[dict[str, Any]]
     result: Any
-    error: str
+    object: str = ""
+    error: str = ""
     effect: Effect = Effect.WRITE
-    deadline: float | None = 300.0
+    deadline: float | msgspec.UnsetType | None = msgspec.UNSET
     positional: bool = False
+    has_async: bool = msgspec.field(name="async", default=False)
     doors: tuple[str, ...] = ()
     secret: tuple[str, ...] = ()
     produces: dict[str, str] = {}
@@ -168,6 +207,11 @@ class _ServiceData(msgspec.Struct, frozen=True):
     service: str
     methods: list[_MethodData]
     types: dict[str, Any]
+    dialect: str = "rpclib"
+    version: int = 1
+    http_format: Literal["xml", "json"] = "xml"
+    error: str = "errors"
+    deadline: float = 300.0
     abstracts: dict[str, str] = {}
     queue: str | None = None
     xenstore_errors: dict[str, XenstoreError] = {}
@@ -179,10 +223,13 @@ class Method:
 
     `name` is the exact legacy wire name; `deadline` is in seconds (None: a long poll that the caller ends);
     `doors` limits the legacy doors that know the method (empty: all); `positional` marks the two methods of which the
-    legacy daemon still accepts the older positional form.
+    legacy daemon still accepts the older positional form; `version` is that of its interface on the bus.
+    `produces` and `consumes` name the handles in the result and in arguments by place: `result.*` is every element of a
+    list, `result.keys` the keys of a map, `result.1` the second of a tuple.
     """
 
     service: str
+    version: int
     name: str
     object: str
     parameters: tuple[Parameter, ...]
@@ -193,49 +240,85 @@ class Method:
     positional: bool
     doors: tuple[str, ...]
     xenstore: XenstoreForm | None
+    secret_result: bool = False
     produces: dict[str, str] = field(default_factory=dict)
     consumes: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def member(self) -> str:
-        """The method's name without its class: what becomes the D-Bus member."""
-        return self.name.rpartition(".")[2]
+        """The method's name without its class, what becomes the D-Bus member: `Async.VM.start` is `Async_start`."""
+        own = self.name.rpartition(".")[2]
+        return f"Async_{own}" if self.name.startswith(ASYNC) else own
 
 
 class Service:
-    """Everything written down about one service."""
+    """Everything written down about one service.
+
+    `dialect` is how its legacy daemons lay values out, `version` the number behind its interfaces' names on the bus,
+    `http_format` what its HTTP socket speaks.
+    """
 
     def __init__(self, data: _ServiceData) -> None:
         self.name = data.service
+        self.dialect = data.dialect
+        self.version = data.version
+        self.http_format = data.http_format
         self.queue = data.queue
         self.xenstore_errors = data.xenstore_errors
         self._types = data.types
         self._abstracts = data.abstracts
+        self._error = data.error
+        self._deadline = data.deadline
         self._data = {method.name: method for method in data.methods}
         self._resolved: dict[str, Type] = {}
         self._methods: dict[str, Method] = {}
 
-    @property
+    @cached_property
     def method_names(self) -> tuple[str, ...]:
-        return tuple(self._data)
+        """Every wire name; the `Async.` forms come last."""
+        return (*self._data, *(ASYNC + name for name, method in self._data.items() if method.has_async))
 
     def method(self, name: str) -> Method | None:
         """The method of that exact wire name, or None: never guessed."""
         found = self._methods.get(name)
-        if found is None and name in self._data:
-            found = self._methods[name] = self._build(self._data[name])
+        if found is None and (data := self._data_of(name)) is not None:
+            found = self._methods[name] = self._build(name, data)
         return found
 
+    def method_by_alias(self, name: str) -> Method | None:
+        """As `method`, for xapi's second spelling of every name, with `_` in place of the last dot: `event_from`."""
+        exact = self._aliases.get(name)
+        return None if exact is None else self.method(exact)
+
     def methods(self) -> tuple[Method, ...]:
-        return tuple(method for name in self._data if (method := self.method(name)) is not None)
+        return tuple(method for name in self.method_names if (method := self.method(name)) is not None)
+
+    def object_methods(self, object_name: str) -> tuple[Method, ...]:
+        """The methods of one object, in declared order."""
+        return tuple(method for name in self.objects[object_name] if (method := self.method(name)) is not None)
 
     @cached_property
-    def objects(self) -> dict[str, tuple[Method, ...]]:
-        """Object name to its methods, in declared order."""
-        found: dict[str, list[Method]] = {}
-        for method in self.methods():
-            found.setdefault(method.object, []).append(method)
+    def objects(self) -> dict[str, tuple[str, ...]]:
+        """Object name to the wire names of its methods, in declared order; builds none of them."""
+        found: dict[str, list[str]] = {}
+        for name in self.method_names:
+            data = self._data_of(name)
+            assert data is not None
+            found.setdefault(_object_of(data), []).append(name)
         return {name: tuple(methods) for name, methods in found.items()}
+
+    @cached_property
+    def doors(self) -> frozenset[str]:
+        """The legacy doors at which any of its methods can be called."""
+        found = {"xenstore"} if any(data.xenstore is not None for data in self._data.values()) else set()
+        for data in self._data.values():
+            found.update(data.doors or ("http", "framed"))
+        return frozenset(found)
+
+    @cached_property
+    def long_polls(self) -> tuple[str, ...]:
+        """The wire names of the methods that wait for as long as their callers do."""
+        return tuple(name for name, data in self._data.items() if data.deadline is None)
 
     @cached_property
     def by_xenstore_function(self) -> dict[str, Method]:
@@ -244,29 +327,53 @@ class Service:
     @cached_property
     def errors(self) -> dict[str, Constructor]:
         """Every declared error constructor of the service, over all its error types."""
-        return {c.name: c for method in self.methods() for c in method.errors.constructors}
+        kinds = {data.error or self._error: None for data in self._data.values()}
+        return {case.name: case for kind in kinds for case in self._errors(kind).constructors}
 
-    def _build(self, data: _MethodData) -> Method:
-        errors = self.type({"ref": data.error})
+    @cached_property
+    def _aliases(self) -> dict[str, str]:
+        return {"_".join(name.rsplit(".", 1)): name for name in self.method_names}
+
+    def _data_of(self, name: str) -> _MethodData | None:
+        if not name.startswith(ASYNC):
+            return self._data.get(name)
+        data = self._data.get(name.removeprefix(ASYNC))
+        return data if data is not None and data.has_async else None
+
+    def _errors(self, kind: str) -> Union:
+        errors = self.type({"ref": kind})
         if not isinstance(errors, Union):
-            raise InterfaceError(f"{self.name}: {data.name}: error type {data.error} is no union")
+            raise InterfaceError(f"{self.name}: error type {kind} is no union")
+        return errors
+
+    def _build(self, name: str, data: _MethodData) -> Method:
+        is_async = name.startswith(ASYNC)
         parameters = tuple(
-            Parameter(p["name"], self.type(p["type"]), p.get("named", False), p["name"] in data.secret)
+            Parameter(
+                name=p["name"],
+                type=self.type(p["type"]),
+                named=p.get("named", False),
+                secret=p["name"] in data.secret,
+                optional=p.get("optional", False),
+                default=p.get("default"),
+            )
             for p in data.params
         )
         return Method(
             service=self.name,
-            name=data.name,
-            object=data.object,
+            version=self.version,
+            name=name,
+            object=_object_of(data),
             parameters=parameters,
-            result=self.type(data.result),
-            errors=errors,
-            effect=data.effect,
-            deadline=data.deadline,
+            result=self.type({"ref": "task ref"} if is_async else data.result),
+            errors=self._errors(data.error or self._error),
+            effect=Effect.WRITE if is_async else data.effect,
+            deadline=self._deadline if is_async or data.deadline is msgspec.UNSET else data.deadline,
             positional=data.positional,
             doors=data.doors,
             xenstore=data.xenstore,
-            produces=data.produces,
+            secret_result="result" in data.secret and not is_async,
+            produces={"result": "task"} if is_async else data.produces,
             consumes=data.consumes,
         )
 
@@ -290,13 +397,25 @@ class Service:
                 return ListOf(self.type(item))
             case {"tuple": [_, *_] as items}:
                 return TupleOf(tuple(self.type(item) for item in items))
-            case {"dict": [_, item]}:
-                return DictOf(self.type(item))
+            case {"dict": [key, item]}:
+                return DictOf(self.type(item), self.type(key))
             case {"record": list(members)}:
                 return Record(tuple(self._field(member) for member in members))
             case {"variant": list(cases)}:
                 return Union(tuple(self._constructor(case) for case in cases), expression.get("default"))
+            case {"record_of": str(member)}:
+                return RecordOf(member, self._record_of_class)
         raise InterfaceError(f"{self.name}: no type is written as {expression!r}")
+
+    @cached_property
+    def _record_names(self) -> dict[str, str]:
+        """A class in lower case, as events name it, to its record type's name."""
+        return {n.removesuffix(" record").lower(): n for n in self._types if n.endswith(" record")}
+
+    def _record_of_class(self, name: str) -> Record | None:
+        record = self._record_names.get(name.lower())
+        found = None if record is None else self.type({"ref": record})
+        return found if isinstance(found, Record) else None
 
     def _named(self, name: str) -> Type:
         found = self.type(self._types[name])
@@ -310,7 +429,12 @@ class Service:
         return Field(data["name"], kind, required=required, defaults=defaults)
 
     def _constructor(self, data: dict[str, Any]) -> Constructor:
-        return Constructor(data["name"], None if data["args"] is None else self.type(data["args"]))
+        argument = None if data["args"] is None else self.type(data["args"])
+        return Constructor(data["name"], argument, flat=data.get("args_flat", False))
+
+
+def _object_of(data: _MethodData) -> str:
+    return data.object or data.name.rpartition(".")[0]
 
 
 def decode(text: bytes) -> Service:
@@ -322,14 +446,30 @@ def decode(text: bytes) -> Service:
 
 
 def available() -> tuple[str, ...]:
-    """The services whose interface is written down."""
+    """The interfaces that are written down: services, and `SERVICE-2012` where the older dialect differs."""
     names = (entry.name for entry in resources.files(__package__).iterdir())
     return tuple(sorted(name.removesuffix(".json") for name in names if name.endswith(".json")))
 
 
+def services() -> tuple[str, ...]:
+    """The services whose interface is written down."""
+    return tuple(name for name in available() if "-" not in name)
+
+
+def dialects(service: str) -> tuple[str, ...]:
+    """The dialects that a service's legacy daemons may speak, today's first."""
+    older = (OLDER,) if service + _OLDER_SUFFIX in available() else ()
+    return (load(service).dialect, *older)
+
+
+def load_dialect(service: str, dialect: str) -> Service:
+    """The interface of a service as its daemons of that dialect have it. Raises InterfaceError."""
+    return load(service + _OLDER_SUFFIX if dialect == OLDER else service)
+
+
 @lru_cache
-def load(service: str) -> Service:
-    """The interface of a service, read once a process. Raises InterfaceError when it is not written down."""
-    if service not in available():
-        raise InterfaceError(f"no interface is written down for {service!r}; known: {', '.join(available())}")
-    return decode(resources.files(__package__).joinpath(f"{service}.json").read_bytes())
+def load(name: str) -> Service:
+    """An interface, read once a process. Raises InterfaceError when it is not written down."""
+    if name not in available():
+        raise InterfaceError(f"no interface is written down for {name!r}; known: {', '.join(available())}")
+    return decode(resources.files(__package__).joinpath(f"{name}.json").read_bytes())

@@ -13,13 +13,12 @@ from hypothesis import strategies as st
 from bridges.calls import Tagged
 from bridges.dbus_translation import (
     MethodForm,
-    Mismatch,
     Translation,
     interfaces,
     not_representable,
     own_error,
-    signature,
 )
+from bridges.dbus_values import Mismatch, signature
 from bridges.faults import FROM_DBUS, OURS, Fault, Kind
 from bridges.interfaces import model
 from dbus_side import introspection, names
@@ -29,10 +28,10 @@ from dbus_side.signatures import Variant, encoder, parse
 OverBus = Callable[[str, tuple[Any, ...]], tuple[Any, ...]]
 
 SERVICES = {name: Translation(model.load(name)) for name in model.available()}
-METHODS = [
-    pytest.param(translation.of(method), id=method.name)
-    for translation in SERVICES.values()
-    for method in translation.service.methods()
+OBJECTS = [
+    pytest.param(translation, name, id=f"{stem}-{name}")
+    for stem, translation in SERVICES.items()
+    for name in translation.service.objects
 ]
 XENOPSD, SQUEEZED = SERVICES["xenopsd"], SERVICES["squeezed"]
 
@@ -43,9 +42,14 @@ def form(translation: Translation, name: str) -> MethodForm:
     return translation.of(method)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_has_valid_names_and_signatures(method: MethodForm) -> None:
+@pytest.mark.parametrize(("translation", "object_name"), OBJECTS)
+def test_every_method_has_valid_names_and_signatures(translation: Translation, object_name: str) -> None:
     """Paths, interfaces, members and signatures are what the D-Bus specification allows."""
+    for method in translation.service.object_methods(object_name):
+        is_valid(translation.of(method))
+
+
+def is_valid(method: MethodForm) -> None:
     assert names.is_object_path(method.path)
     assert names.is_interface(method.interface)
     assert names.is_member(method.member)
@@ -81,6 +85,7 @@ def test_the_name_of_a_method() -> None:
     assert balance.describe().annotations == (
         ("org.xen.xcp.LegacyName", "balance_memory"),
         ("org.xen.xcp.Effect", "write"),
+        ("org.xen.xcp.Deadline", "300"),
     )
 
 
@@ -138,8 +143,8 @@ def test_values_have_one_form_each_way(kind: Any, sig: str, neutral: Any, bus: A
     """The signature comes from the type, and the value survives the bytes of a message."""
     found = SAMPLE.type(kind)
     assert signature(found) == sig
-    assert TRANSLATION.writer(found)(neutral) == bus
-    assert TRANSLATION.reader(found)(*over_bus(sig, (bus,))) == neutral
+    assert TRANSLATION.values.writer(found)(neutral) == bus
+    assert TRANSLATION.values.reader(found)(*over_bus(sig, (bus,))) == neutral
 
 
 @pytest.mark.parametrize(
@@ -154,7 +159,7 @@ def test_values_have_one_form_each_way(kind: Any, sig: str, neutral: Any, bus: A
 )
 def test_an_untyped_value_may_come_in_any_signature(variant: Variant, neutral: Any) -> None:
     """A daemon need not wrap every element in a variant of its own."""
-    assert TRANSLATION.reader(model.ANY)(variant) == neutral
+    assert TRANSLATION.values.reader(model.ANY)(variant) == neutral
 
 
 NATIVE = "expected a 63-bit integer (-4611686018427387904 to 4611686018427387903)"
@@ -182,7 +187,7 @@ NATIVE = "expected a 63-bit integer (-4611686018427387904 to 4611686018427387903
 def test_what_does_not_fit_is_refused_by_name(kind: Any, bus: Any, sentence: str) -> None:
     """Nothing is guessed: the sentence names the member or constructor."""
     with pytest.raises(Mismatch) as caught:
-        TRANSLATION.reader(SAMPLE.type(kind))(bus)
+        TRANSLATION.callers_values.reader(SAMPLE.type(kind))(bus)
     assert caught.value.sentence == sentence
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from bridges.interfaces import model
 from bridges.settings import (
     HttpDoorSettings,
     LegacyCommands,
@@ -14,6 +15,7 @@ from bridges.settings import (
     ServiceSettings,
     Settings,
     SettingsError,
+    SocketSettings,
     decode,
     parse,
 )
@@ -116,8 +118,8 @@ def test_all_mistakes_are_reported_at_once() -> None:
             "services.squeezed.legacy.stop: is missing: expected a command as a list of texts",
             "services.squeezed.legacy.pidfile: is missing: expected an absolute path",
             "services.squeezed.stale_at_start: expected 'refuse' or 'execute', got 'maybe'",
-            "services.squeezed: needs a legacy door: xenstore or http",
-            "services.nosuch: no interface is written down for 'nosuch'; known: squeezed, xenopsd",
+            "services.squeezed: needs a legacy door: one of http, framed, xenstore, datagram",
+            f"services.nosuch: no interface is written down for 'nosuch'; known: {', '.join(model.services())}",
         ]
     )
 
@@ -129,7 +131,20 @@ ADDRESS = "9" * 5000
     ("service", "expected"),
     [
         ({"stage": "live"}, [".stage: unknown key; known here: xenstore"]),
-        ({"framed": {}}, [".framed: the framed JSON socket is not available in this version; remove the key"]),
+        ({"framed": {}}, [".framed.socket: is missing: expected an absolute path"]),
+        (
+            {"datagram": "@x"},
+            [".datagram: no method of squeezed can be called there; its doors: framed, http, xenstore"],
+        ),
+        (
+            {"http": {"socket": "/a", "legacy": "/c"}, "framed": {"socket": "/a", "legacy": "/b"}},
+            [": /a is also a door of squeezed"],
+        ),
+        (
+            {"dialect": "rpclib-2012", "http": {"socket": "/a", "dialect": "rpclib"}},
+            [".http.dialect: is 'rpclib' here, and 'rpclib-2012' before: a service has one daemon"],
+        ),
+        ({"http": {"socket": "/a", "format": "yaml"}}, [".http.format: expected 'xml' or 'json', got 'yaml'"]),
         ({"xenstore": "a/b"}, [".xenstore: expected the name of a tree such as 'squeezed', got 'a/b'"]),
         ({"legacy": {}}, [".legacy: expected unit, or start, stop and pidfile"]),
         ({"legacy": 3}, [".legacy: expected a table, got 3"]),
@@ -149,7 +164,10 @@ ADDRESS = "9" * 5000
             {"http": {"socket": "/a/x", "legacy": "/b/x"}},
             [".http.legacy: must be in the directory of socket: it is made by a hard link and given back by a rename"],
         ),
-        ({"http": {"socket": "/a", "dialect": "xenapi"}}, [".http.dialect: expected 'rpclib', got 'xenapi'"]),
+        (
+            {"http": {"socket": "/a", "dialect": "xenapi"}},
+            [".http.dialect: expected 'rpclib' or 'rpclib-2012', got 'xenapi'"],
+        ),
         (
             {"http": {"socket": "/a", "listen": ["unix:/a", "tcp:h:70000", "tcp::80", 3, f"tcp:h:{ADDRESS}"]}},
             [
@@ -176,10 +194,27 @@ def test_a_service_is_a_table_with_the_door_it_is_reached_by() -> None:
     ]
 
 
+def test_a_service_may_have_other_doors_and_another_dialect() -> None:
+    """The dialect stands in the service's table or beside a socket; what the HTTP socket speaks comes from the data."""
+    framed = {"socket": "/a.json"}
+    for table in ({"framed": framed, "dialect": "rpclib-2012"}, {"framed": framed | {"dialect": "rpclib-2012"}}):
+        parsed = parse({"services": {"xenopsd": table}}, {}).services["xenopsd"]
+        assert parsed.framed == SocketSettings(Path("/a.json"), Path("/a.json.legacy"))
+        assert (parsed.dialect, parsed.reach) == ("rpclib-2012", "framed")
+    services = parse(
+        {"services": {"cluster": {"http": {"socket": "/c"}}, "xapi": {"http": {"socket": "/x"}}}}, {}
+    ).services
+    assert services["cluster"].http is not None
+    assert services["cluster"].http.format == "json"
+    assert services["xapi"].dialect == "xenapi"
+    assert parse({"services": {"perfmon": {"datagram": "@perfmon"}}}, {}).services["perfmon"].reach == "datagram"
+
+
 def test_two_services_cannot_share_a_door() -> None:
     """A socket, a listening address and a tree belong to one service."""
     door = {"http": {"socket": "/a", "listen": ["tcp:h:1"]}, "xenstore": "tree"}
     assert problems({"services": {"squeezed": door, "xenopsd": door}}) == [
+        "services.xenopsd.xenstore: no method of xenopsd can be called there; its doors: framed, http",
         "services.xenopsd: xenstore tree /tree is also a door of squeezed",
         "services.xenopsd: /a is also a door of squeezed",
         "services.xenopsd: /a.legacy is also a door of squeezed",

@@ -9,7 +9,8 @@ import pytest
 from bridges.calls import Tagged
 from bridges.faults import Fault, Kind
 from bridges.interfaces import model
-from bridges.xmlrpc_translation import Mismatch, ParameterCount, Translation, internal_error, marshal_error, shape
+from bridges.xmlrpc_translation import Translation
+from bridges.xmlrpc_values import Mismatch, ParameterCount, shape
 from xmlrpc_gateway.dialects import DIALECTS
 from xmlrpc_gateway.xmlrpc_codec import DateTime
 
@@ -27,7 +28,8 @@ SERVICE = model.decode(
         "ns.t": {"record": [{"name": "first", "type": "int"}, {"name": "Second", "type": {"option": "string"}},
                             {"name": "third", "type": "int", "default": 7}]},
         "state": {"variant": [{"name": "Idle", "args": null}, {"name": "Busy", "args": "float"},
-                              {"name": "Moved", "args": {"tuple": ["string", "int"]}}]},
+                              {"name": "Moved", "args": {"tuple": ["string", "int"]}},
+                              {"name": "Flat", "args": {"tuple": ["string", "int"]}, "args_flat": true}]},
         "card": {"variant": [{"name": "Cirrus", "args": null}, {"name": "Vga", "args": null}], "default": "Cirrus"}},
       "methods": [
         {"name": "named", "object": "O", "error": "errors", "result": {"ref": "ns.t"}, "positional": true, "params": [
@@ -83,8 +85,8 @@ CARD = SERVICE.type({"ref": "card"})
 def test_values_have_one_form_each_way(translation: Translation, kind: Any, wire: Any, neutral: Any) -> None:
     """What we write is what we read, and both are the legacy form."""
     found = SERVICE.type(kind)
-    assert translation.reader(found)(wire) == neutral
-    assert translation.writer(found)(neutral) == wire
+    assert translation.values.reader(found)(wire) == neutral
+    assert translation.values.writer(found)(neutral) == wire
 
 
 @pytest.mark.parametrize(
@@ -101,7 +103,7 @@ def test_values_have_one_form_each_way(translation: Translation, kind: Any, wire
 )
 def test_what_legacy_decoders_also_accept(kind: Any, wire: Any, neutral: Any) -> None:
     """Tagged integers, integers for floats, other cases of constructors."""
-    assert RPCLIB.reader(SERVICE.type(kind))(wire) == neutral
+    assert RPCLIB.values.reader(SERVICE.type(kind))(wire) == neutral
 
 
 @pytest.mark.parametrize(
@@ -136,7 +138,7 @@ def test_what_legacy_decoders_also_accept(kind: Any, wire: Any, neutral: Any) ->
 def test_misfits_are_refused_in_the_words_of_the_legacy_decoders(kind: Any, wire: Any, reason: str) -> None:
     """The sentence shows the type expected and the value found."""
     with pytest.raises(Mismatch) as caught:
-        RPCLIB.reader(SERVICE.type(kind))(wire)
+        RPCLIB.values.reader(SERVICE.type(kind))(wire)
     assert caught.value.reason == reason
 
 
@@ -144,7 +146,7 @@ def test_a_misfit_names_its_place() -> None:
     """Members, elements and constructors lead to the value."""
     kind = SERVICE.type({"record": [{"name": "states", "type": {"list": {"ref": "state"}}}]})
     with pytest.raises(Mismatch) as caught:
-        RPCLIB.reader(kind)({"states": ["Idle", ["Busy", True]]})
+        RPCLIB.values.reader(kind)({"states": ["Idle", ["Busy", True]]})
     assert caught.value.place == "states.[1].Busy"
     assert Mismatch("x").place == "value"
 
@@ -152,69 +154,85 @@ def test_a_misfit_names_its_place() -> None:
 def test_a_huge_value_is_not_repeated_whole() -> None:
     """An error text stays short."""
     with pytest.raises(Mismatch) as caught:
-        RPCLIB.reader(SERVICE.type("int"))(["x" * 100_000])
+        RPCLIB.values.reader(SERVICE.type("int"))(["x" * 100_000])
     assert len(caught.value.reason) < 300
 
 
 def test_records_are_reversed_today_and_in_order_in_2012() -> None:
     """Members go out in reverse order of declaration; an absent option is no member at all."""
     value = {"first": 1, "Second": "b", "third": 3}
-    today, old = RPCLIB.writer(RECORD)(value), OLD.writer(RECORD)(value)
+    today, old = RPCLIB.values.writer(RECORD)(value), OLD.values.writer(RECORD)(value)
     assert isinstance(today, dict)
     assert isinstance(old, dict)
     assert list(today.items()) == [("third", "3"), ("Second", "b"), ("first", "1")]
     assert list(old) == ["first", "Second", "third"]
-    assert RPCLIB.writer(RECORD)({"first": 1}) == {"first": "1"}
+    assert RPCLIB.values.writer(RECORD)({"first": 1}) == {"first": "1"}
 
 
 def test_record_members_are_matched_without_case_today_only() -> None:
-    """Unknown members are ignored, absent options and defaults stay absent, a misfitting default is as absent."""
-    assert RPCLIB.reader(RECORD)({"FIRST": "1", "second": "b", "bogus": "x"}) == {"first": 1, "Second": "b"}
-    assert RPCLIB.reader(RECORD)({"first": "1", "third": "many"}) == {"first": 1}
-    assert OLD.reader(RECORD)({"first": "1", "second": "b"}) == {"first": 1}
+    """Absent options and defaults stay absent, a misfitting default is as absent."""
+    assert RPCLIB.values.reader(RECORD)({"FIRST": "1", "second": "b"}) == {"first": 1, "Second": "b"}
+    assert RPCLIB.values.reader(RECORD)({"first": "1", "third": "many"}) == {"first": 1}
+    assert OLD.values.reader(RECORD)({"first": "1", "second": "b"}) == {"first": 1, "second": "b"}
     with pytest.raises(Mismatch, match="No value found for key: 'first'"):
-        OLD.reader(RECORD)({"FIRST": "1"})
+        OLD.values.reader(RECORD)({"FIRST": "1"})
+
+
+@pytest.mark.parametrize("translation", BOTH)
+def test_members_that_are_not_written_down_pass_through(translation: Translation) -> None:
+    """A newer daemon's record keeps what our data do not know, untyped and last."""
+    wire = {"first": "1", "bogus": ["7", {"a": True}], "more": None}
+    neutral = translation.values.reader(RECORD)(wire)
+    assert neutral == {"first": 1, "bogus": ["7", {"a": True}], "more": None}
+    assert translation.values.writer(RECORD)(neutral) == wire
 
 
 def test_an_unknown_tag_of_a_union_with_a_default_is_the_default() -> None:
     """As the legacy decoders read it."""
-    assert RPCLIB.reader(CARD)("Voodoo") == Tagged("Cirrus")
-    assert RPCLIB.reader(CARD)(["Voodoo", "2"]) == Tagged("Cirrus")
+    assert RPCLIB.values.reader(CARD)("Voodoo") == Tagged("Cirrus")
+    assert RPCLIB.values.reader(CARD)(["Voodoo", "2"]) == Tagged("Cirrus")
 
 
-def test_constructors_of_several_arguments_are_nested_today_and_flat_in_2012() -> None:
-    """The 2012 decoders meet both forms, since exceptions nest theirs."""
-    value = Tagged("Moved", ("here", 3))
-    assert RPCLIB.writer(STATE)(value) == ["Moved", ["here", "3"]]
-    assert OLD.writer(STATE)(value) == ["Moved", "here", "3"]
-    assert RPCLIB.reader(STATE)(["Moved", ["here", "3"]]) == value
-    assert OLD.reader(STATE)(["Moved", "here", "3"]) == value
-    assert OLD.reader(STATE)(["Moved", ["here", "3"]]) == value
+@pytest.mark.parametrize("translation", BOTH)
+def test_constructors_of_several_arguments_are_nested_or_flat_as_the_data_say(translation: Translation) -> None:
+    """Today all are nested; in 2012 a constructor of several arguments is flat, one of a tuple is not."""
+    nested, flat = Tagged("Moved", ("here", 3)), Tagged("Flat", ("here", 3))
+    write, read = translation.values.writer(STATE), translation.values.reader(STATE)
+    assert write(nested) == ["Moved", ["here", "3"]]
+    assert write(flat) == ["Flat", "here", "3"]
+    assert read(["Moved", ["here", "3"]]) == nested
+    assert read(["Flat", "here", "3"]) == flat
     with pytest.raises(Mismatch):
-        RPCLIB.reader(STATE)(["Moved", "here", "3"])
+        read(["Moved", "here", "3"])
 
 
 @pytest.mark.parametrize(
     ("name", "arguments", "today", "old"),
     [
-        ("named", {"id": "x", "delay": 1.0}, [{"unit": None, "delay": 1.0, "id": "x"}], ["x", [1.0], None]),
-        ("named", {"id": "x"}, [{"unit": None, "id": "x"}], ["x", [], None]),
-        ("mixed", {"label": 3, "dbg": "d", "maybe": "m"}, [{"label": "3"}, "d", ["m"]], [["3"], "d", ["m"]]),
-        ("mixed", {"dbg": "d"}, [{}, "d", []], [[], "d", []]),
+        (
+            "named",
+            {"id": "x", "delay": 1.0},
+            [{"unit": None, "delay": 1.0, "id": "x"}],
+            [{"id": "x", "delay": [1.0], "unit": None}],
+        ),
+        ("named", {"id": "x"}, [{"unit": None, "id": "x"}], [{"id": "x", "delay": [], "unit": None}]),
+        ("mixed", {"label": 3, "dbg": "d", "maybe": "m"}, [{"label": "3"}, "d", ["m"]], [{"label": ["3"]}, "d", ["m"]]),
+        ("mixed", {"dbg": "d"}, [{}, "d", []], [{"label": []}, "d", []]),
         ("positional", {"a": "x", "b": 4}, ["x", ["4"]], ["x", ["4"]]),
         ("positional", {"a": "x"}, ["x", []], ["x", []]),
     ],
 )
 def test_arguments_are_laid_out_by_dialect(name: str, arguments: Any, today: Any, old: Any) -> None:
-    """One struct of labelled arguments today, all positional in 2012; both are read back."""
+    """One struct of labelled arguments, reversed today; a labelled option is bare today and a list in 2012."""
     for translation, params in ((RPCLIB, today), (OLD, old)):
         form = translation.of(method(name))
         assert form.write_arguments(arguments) == params
         assert form.read_arguments(params) == arguments
     if isinstance(today[0], dict):
-        (first, *_) = RPCLIB.of(method(name)).write_arguments(arguments)
-        assert isinstance(first, dict)
-        assert list(first) == list(today[0])
+        for translation, params in ((RPCLIB, today), (OLD, old)):
+            (first, *_) = translation.of(method(name)).write_arguments(arguments)
+            assert isinstance(first, dict)
+            assert list(first) == list(params[0])
 
 
 @pytest.mark.parametrize(
@@ -248,7 +266,7 @@ def test_misfitting_arguments_today(name: str, params: Any, text: str) -> None:
     """The failure is an Internal_error with the marshaller's text."""
     with pytest.raises(Mismatch) as caught:
         RPCLIB.of(method(name)).read_arguments(params)
-    assert marshal_error(caught.value, name, RPCLIB.dialect) == ["Internal_error", f'Idl.MarshalError("{text}")']
+    assert RPCLIB.marshal_error(caught.value, name) == ["Internal_error", f'Idl.MarshalError("{text}")']
 
 
 @pytest.mark.parametrize(("params", "received"), [(["x"], "1"), (["x", [], "surplus"], "3"), ([], "0")])
@@ -256,7 +274,7 @@ def test_a_wrong_number_of_arguments_in_2012(params: Any, received: str) -> None
     """The 2012 dialect has an error of its own, with name, expected and received number."""
     with pytest.raises(ParameterCount) as caught:
         OLD.of(method("positional")).read_arguments(params)
-    assert marshal_error(caught.value, "positional", OLD.dialect) == [
+    assert OLD.marshal_error(caught.value, "positional") == [
         "Message_param_count_mismatch",
         ["positional", "2", received],
     ]
@@ -264,7 +282,7 @@ def test_a_wrong_number_of_arguments_in_2012(params: Any, received: str) -> None
 
 def test_a_marshaller_s_text_is_quoted_as_ocaml_does() -> None:
     """Quotes, control characters and all but ASCII are escaped by byte."""
-    answer = marshal_error(Mismatch('a "b" \\ \n\t\x00 ü'), "m", RPCLIB.dialect)
+    answer = RPCLIB.marshal_error(Mismatch('a "b" \\ \n\t\x00 ü'), "m")
     assert answer == ["Internal_error", 'Idl.MarshalError("a \\"b\\" \\\\ \\n\\t\\000 \\195\\188")']
 
 
@@ -327,7 +345,7 @@ def test_our_own_failures_are_internal_errors(kind: Kind) -> None:
     """Legacy clients know one error for what is nobody's: its text starts with our kind."""
     fault = Fault(kind, "why")
     assert RPCLIB.of(method("named")).write_failure(fault) == ["Internal_error", f"{kind}: why"]
-    assert internal_error(fault) == ["Internal_error", f"{kind}: why"]
+    assert RPCLIB.refusal(fault) == ["Internal_error", f"{kind}: why"]
 
 
 @pytest.mark.parametrize(
@@ -342,5 +360,5 @@ def test_shapes(value: Any, text: str) -> None:
 def test_forms_and_types_are_compiled_once() -> None:
     """A second call finds what the first one made."""
     assert RPCLIB.of(method("named")) is RPCLIB.of(method("named"))
-    assert RPCLIB.reader(RECORD) is RPCLIB.reader(RECORD)
-    assert RPCLIB.writer(RECORD) is RPCLIB.writer(RECORD)
+    assert RPCLIB.values.reader(RECORD) is RPCLIB.values.reader(RECORD)
+    assert RPCLIB.values.writer(RECORD) is RPCLIB.values.writer(RECORD)

@@ -1,0 +1,349 @@
+"""Where calls enter by a socket: the HTTP door and the framed door of one service.
+
+While the legacy side rules, a call passes through byte for byte; nothing is decoded on the way. When the bus side
+does, it is decoded in the socket's tongue, asked of the bus daemon, and answered as the legacy daemon would have. HTTP
+that is no call is a stream: the legacy daemon's own affair.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final, Generic, NamedTuple, Protocol, TypeVar
+
+from bridges.backends import remaining_until
+from bridges.calls import Call, Door, Side, Value
+from bridges.dispatch import Dispatch
+from bridges.doors import Backends, deadline_of, defect
+from bridges.faults import Fault, Kind
+from bridges.interfaces.model import Method, Service
+from bridges.xmlrpc_translation import Translation
+from bridges.xmlrpc_values import Mismatch
+from xmlrpc_gateway import server
+from xmlrpc_gateway.client import DaemonClient
+from xmlrpc_gateway.encodings import Encoding, IncomingCall
+from xmlrpc_gateway.errors import (
+    BadReply,
+    BadScalar,
+    ClosedSilently,
+    CodecError,
+    DaemonGone,
+    DaemonTimedOut,
+    DaemonUnreachable,
+    DuplicateMember,
+    OverLimit,
+)
+from xmlrpc_gateway.framed import FramedClient, FramedDoor
+from xmlrpc_gateway.framed_messages import FramedRequest
+from xmlrpc_gateway.http_messages import CLOSE_SILENTLY, CloseSilently, HttpReply, HttpRequest
+from xmlrpc_gateway.manners import HttpManner
+from xmlrpc_gateway.streams import Stream
+from xmlrpc_gateway.xmlrpc_codec import Value as Wire
+
+LOG: Final = logging.getLogger("bridges.doors")
+
+BODY_LIMIT: Final = 64 * 1024 * 1024
+LIST_METHODS: Final = "system.listMethods"
+_UNKNOWN_SECONDS: Final = 300.0
+
+Reply = TypeVar("Reply")  # of the carrier: an HTTP reply, or the bytes in a frame
+Sent = TypeVar("Sent")
+
+
+class Tongue(NamedTuple):
+    """How calls look on a socket: the bytes, and the layout of arguments and values."""
+
+    encoding: Encoding
+    translation: Translation
+
+
+class Server(Protocol):
+    """What serves a listening socket."""
+
+    async def stop_accepting(self, listener: socket.socket) -> None: ...
+
+    async def drain(self, timeout: float) -> bool: ...
+
+    async def close(self) -> None: ...
+
+
+class _Said(Fault):
+    """A fault whose words on the wire are decided; without a reply, those for what cannot be read."""
+
+    def __init__(self, kind: Kind, text: str, reply: bytes | CloseSilently | None) -> None:
+        super().__init__(kind, text)
+        self.reply = reply
+
+
+class SocketCalls(Generic[Reply]):
+    """The calls of one socket of one service, whatever carries their bytes.
+
+    `unreadable` is how the legacy daemon answers what is no call.
+    """
+
+    def __init__(
+        self,
+        door: Door,
+        dispatch: Dispatch,
+        backends: Backends,
+        service: Service,
+        unreadable: Reply | CloseSilently = CLOSE_SILENTLY,
+    ) -> None:
+        self._door = door
+        self._dispatch = dispatch
+        self._backends = backends
+        self._service = service
+        self._unreadable = unreadable
+
+    def method_of(self, tongue: Tongue, body: bytes) -> Method | None:
+        """The method that a body calls, without parsing: for deadlines only, in which a wrong guess costs nothing."""
+        return self._find(tongue, tongue.encoding.method_of(body))
+
+    def is_long_poll(self, tongue: Tongue, body: bytes) -> bool:
+        """Whether a body calls a method that waits as long as its caller does."""
+        method = self.method_of(tongue, body)
+        return method is not None and method.deadline is None
+
+    async def answer(
+        self, tongue: Tongue, body: bytes, relay: Callable[[float | None], Awaitable[Reply | CloseSilently]]
+    ) -> Reply | bytes | CloseSilently:
+        """While legacy rules what `relay` gave, called with the seconds left (None: a long poll); else our reply."""
+        method = self.method_of(tongue, body)
+        deadline = deadline_of(method) if method is not None else time.monotonic() + _UNKNOWN_SECONDS
+
+        async def work(side: Side) -> Reply | bytes | CloseSilently:
+            if side is Side.BUS:
+                return await self._translate(tongue, body)
+            return await self.relay(method, deadline, relay)
+
+        try:
+            return await self._dispatch.run(self._door, deadline, work)
+        except Fault as fault:
+            LOG.info("%s at the %s door: %s", self._service.name, self._door, fault.sentence)
+            if not isinstance(fault, _Said):
+                return self._refused(tongue, body, fault)
+            return self._unreadable if fault.reply is None else fault.reply
+        except Exception as error:
+            return self._refused(tongue, body, defect(f"{self._service.name} at the {self._door} door", error))
+
+    @staticmethod
+    async def relay(
+        method: Method | None, deadline: float | None, relay: Callable[[float | None], Awaitable[Sent]]
+    ) -> Sent | CloseSilently:
+        """What the legacy daemon said. Raises Fault."""
+        try:
+            return await relay(remaining_until(deadline))
+        except DaemonUnreachable as error:
+            raise Fault(Kind.UNAVAILABLE, f"the legacy daemon cannot be reached: {error}") from None
+        except ClosedSilently:
+            return CLOSE_SILENTLY
+        except (DaemonGone, DaemonTimedOut, BadReply) as error:
+            name = method.name if method is not None else "the call"
+            text = f"{name} may have been executed: the legacy daemon gave no answer: {error}"
+            raise Fault(Kind.IN_DOUBT, text) from None
+
+    async def stream(
+        self,
+        deadline: float | None,
+        relay: Callable[[float | None], Awaitable[None]],
+        *,
+        refused: Reply | CloseSilently,
+        unreachable: Reply | CloseSilently,
+    ) -> Reply | CloseSilently | None:
+        """None once `relay` has carried a stream; `refused` while the bus side rules, which has no such thing."""
+
+        async def work(side: Side) -> Reply | CloseSilently | None:
+            return refused if side is Side.BUS else await self.relay(None, deadline, relay)
+
+        try:
+            return await self._dispatch.run(self._door, deadline, work)
+        except Fault as fault:
+            LOG.info("%s: a stream at the %s door: %s", self._service.name, self._door, fault.sentence)
+            return unreachable
+        except Exception as error:
+            defect(f"{self._service.name}: a stream at the {self._door} door", error)
+            return unreachable
+
+    def too_large(self, tongue: Tongue, text: str) -> bytes | CloseSilently:
+        """The reply to a body over the limit, which was never read."""
+        LOG.info("%s at the %s door: %s", self._service.name, self._door, text)
+        return self._refused(tongue, b"", Fault(Kind.INVALID_ARGUMENT, text))
+
+    def _find(self, tongue: Tongue, name: str) -> Method | None:
+        method = self._service.method(name)
+        if method is None and tongue.translation.dialect.has_aliases:
+            method = self._service.method_by_alias(name)
+        return method
+
+    async def _translate(self, tongue: Tongue, body: bytes) -> bytes | CloseSilently:
+        encoding, translation = tongue
+        incoming = self._read_call(tongue, body)
+        if incoming.method == LIST_METHODS and translation.dialect.has_aliases:
+            return encoding.write_bare(incoming.reply_to, list(self._service.method_names))
+        method, arguments = self._read_arguments(tongue, incoming)
+        form = translation.of(method)
+        try:
+            value = await self._backends.ask(Side.BUS, Call(method, arguments, self._door, deadline_of(method)))
+            return encoding.write_success(incoming.reply_to, form.write_result(value))
+        except CodecError as error:
+            text = f"{method.name} was executed; its answer: {error}"
+            fault = Fault(Kind.NOT_REPRESENTABLE, text)
+            raise _Said(fault.kind, text, self._failure(tongue, incoming, translation.refusal(fault))) from None
+        except Fault as fault:
+            if fault.kind is Kind.UNKNOWN_METHOD:
+                raise self._unknown(tongue, incoming) from None
+            reply = self._failure(tongue, incoming, form.write_failure(fault))
+            raise _Said(fault.kind, f"{method.name}: {fault.text}", reply) from None
+
+    def _read_call(self, tongue: Tongue, body: bytes) -> IncomingCall:
+        """What cannot be read is refused as the legacy daemon refuses it."""
+        try:
+            return tongue.encoding.read_call(body)
+        except (DuplicateMember, OverLimit) as error:
+            raise Fault(Kind.NOT_REPRESENTABLE, str(error)) from None
+        except BadScalar as error:
+            mismatch = Mismatch(error.reason)
+            mismatch.path = [error.place]
+            failure = tongue.translation.marshal_error(mismatch, "")
+            raise _Said(Kind.INVALID_ARGUMENT, str(error), tongue.encoding.write_failure(None, failure)) from None
+        except CodecError as error:
+            reply = tongue.encoding.refusal(error)
+            raise _Said(Kind.INVALID_ARGUMENT, f"unreadable call: {error}", reply) from None
+
+    def _read_arguments(self, tongue: Tongue, incoming: IncomingCall) -> tuple[Method, dict[str, Value]]:
+        method = self._find(tongue, incoming.method)
+        if method is None or (method.doors and self._door not in method.doors):
+            raise self._unknown(tongue, incoming)
+        try:
+            return method, tongue.translation.of(method).read_arguments(incoming.params)
+        except Mismatch as mismatch:
+            text = f"{method.name}: {mismatch.place}: {mismatch.reason}"
+            failure = tongue.translation.marshal_error(mismatch, incoming.method)
+            raise _Said(Kind.INVALID_ARGUMENT, text, self._failure(tongue, incoming, failure)) from None
+
+    def _unknown(self, tongue: Tongue, incoming: IncomingCall) -> _Said:
+        name, translation = incoming.method, tongue.translation
+        closes = translation.dialect.unknown_method == "close"
+        reply = CLOSE_SILENTLY if closes else self._failure(tongue, incoming, translation.unknown_method(name))
+        return _Said(Kind.UNKNOWN_METHOD, f"unknown method {name[:100]!r}", reply)
+
+    def _refused(self, tongue: Tongue, body: bytes, fault: Fault) -> bytes:
+        """A fault that came before the call was read, or a defect: the caller's id is looked for in the body."""
+        try:
+            reply_to = tongue.encoding.read_call(body).reply_to
+        except CodecError:
+            reply_to = None
+        return tongue.encoding.write_failure(reply_to, tongue.translation.refusal(fault))
+
+    @staticmethod
+    def _failure(tongue: Tongue, incoming: IncomingCall, failure: Wire) -> bytes:
+        try:
+            return tongue.encoding.write_failure(incoming.reply_to, failure)
+        except CodecError as error:
+            fault = Fault(Kind.NOT_REPRESENTABLE, f"{incoming.method} failed; its error: {error}")
+            return tongue.encoding.write_failure(incoming.reply_to, tongue.translation.refusal(fault))
+
+
+class HttpDoor:
+    """The service's HTTP socket. `tongue_of` says how calls look at a request's target.
+
+    `listen` are numeric TCP addresses at which the door listens too.
+    """
+
+    def __init__(
+        self,
+        calls: SocketCalls[HttpReply],
+        manner: HttpManner,
+        tongue_of: Callable[[str], Tongue],
+        legacy: Callable[[], DaemonClient],
+        listen: tuple[tuple[str, int], ...] = (),
+    ) -> None:
+        self._calls = calls
+        self._manner = manner
+        self._tongue_of = tongue_of
+        self._legacy = legacy
+        self._listen = listen
+
+    async def open(self, listener: socket.socket) -> Server:
+        """Serves the listener and the TCP addresses. Raises OSError; the listener is closed then."""
+        serving = server.HttpDoor(
+            self.answer,
+            manner=self._manner,
+            body_limit=BODY_LIMIT,
+            answer_too_large=self.too_large,
+            is_stream=self._is_stream,
+            answer_stream=self.answer_stream,
+            ends_with_client=lambda request: self._calls.is_long_poll(self._tongue_of(request.target), request.body),
+        )
+        await serving.serve_socket(listener)
+        for host, port in self._listen:
+            try:
+                await serving.listen_tcp(host, port)
+            except OSError as error:
+                await serving.close()
+                raise OSError(error.errno, f"tcp:{host}:{port}: {error.strerror}") from None
+        return serving
+
+    async def answer(self, request: HttpRequest) -> HttpReply | CloseSilently:
+        """The reply on the wire, or the silent close with which the legacy daemon answers what it cannot read."""
+        tongue = self._tongue_of(request.target)
+
+        async def relay(timeout: float | None) -> HttpReply | CloseSilently:
+            return await self._legacy().forward(request, timeout=timeout, is_long_poll=timeout is None)
+
+        return self._reply(tongue, await self._calls.answer(tongue, request.body, relay))
+
+    async def answer_stream(self, stream: Stream) -> HttpReply | CloseSilently | None:
+        """HTTP that is no call: relayed (None), or what the legacy daemon would say that knows no such page."""
+
+        async def relay(_timeout: float | None) -> None:
+            await self._legacy().relay(stream)
+
+        # A console ends with a move, whoever watches it connects again; an import or export has all the time it needs.
+        deadline = None if stream.is_raw else math.inf
+        return await self._calls.stream(
+            deadline, relay, refused=self._manner.answer_to(stream.method), unreachable=self._manner.unreachable
+        )
+
+    async def too_large(self, text: str) -> HttpReply | CloseSilently:
+        """The reply to a body over the limit, which was never read."""
+        tongue = self._tongue_of("/")
+        return self._reply(tongue, self._calls.too_large(tongue, text))
+
+    def _is_stream(self, method: str, target: str) -> bool:
+        return not self._manner.is_call(method, target)
+
+    def _reply(self, tongue: Tongue, answer: HttpReply | bytes | CloseSilently) -> HttpReply | CloseSilently:
+        if not isinstance(answer, bytes):
+            return answer
+        return HttpReply(200, self._manner.headers_for(tongue.encoding.content_type), answer)
+
+
+class FramedSocket:
+    """The service's socket of frames: 16 digits of length, then JSON."""
+
+    def __init__(self, calls: SocketCalls[bytes], tongue: Tongue, legacy: Callable[[], FramedClient]) -> None:
+        self._calls = calls
+        self._tongue = tongue
+        self._legacy = legacy
+
+    async def open(self, listener: socket.socket) -> Server:
+        """Serves the listener."""
+        serving = FramedDoor(
+            self.answer,
+            body_limit=BODY_LIMIT,
+            ends_with_client=lambda request: self._calls.is_long_poll(self._tongue, request.body),
+        )
+        await serving.serve_socket(listener)
+        return serving
+
+    async def answer(self, request: FramedRequest) -> bytes | CloseSilently:
+        """The reply's body, or the silent close with which the legacy daemon answers what it cannot read."""
+
+        async def relay(timeout: float | None) -> bytes:
+            return await self._legacy().call(request.body, timeout=timeout, is_long_poll=timeout is None)
+
+        return await self._calls.answer(self._tongue, request.body, relay)
