@@ -1,5 +1,5 @@
 # Each target does its own set-up (scripts/setup): Debian 12, Python 3.11.
-.PHONY: demo test bench lint idl
+.PHONY: demo test bench lint idl fidelity
 
 demo:
 	@scripts/setup demo
@@ -21,7 +21,12 @@ bench:
 	@scripts/setup test
 	@.venv/bin/python benchmarks/directions.py $(BENCH)
 
-# After a change of bridges/interfaces: the published introspection XML (a test keeps it identical).
+# After a change of bridges/interfaces: the published introspection XML and docs/mapping (a test keeps them identical).
 idl:
 	@scripts/setup demo
-	@PYTHONPATH=. .venv/bin/python scripts/publish_idl.py
+	@PYTHONPATH=. .venv/bin/python scripts/publish.py
+
+# What the translations keep: random values of every type, then docs/fidelity.md (a test keeps its counts true).
+fidelity:
+	@scripts/setup test
+	@PYTHONPATH=. .venv/bin/python scripts/fidelity.py $(or $(EXAMPLES),500)

@@ -32,6 +32,7 @@ class Argument:
 
     name: str
     signature: str
+    annotations: Annotations = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +94,11 @@ def to_xml(interfaces: tuple[Interface, ...], children: tuple[str, ...] = (), pa
     for interface in interfaces:
         lines.append(f"  <interface{_attributes(name=interface.name)}>")
         for method in interface.methods:
-            inputs = [_argument(item, "in") for item in method.inputs]
-            outputs = [_argument(item, "out") for item in method.outputs]
+            inputs = [line for item in method.inputs for line in _argument(item, "in")]
+            outputs = [line for item in method.outputs for line in _argument(item, "out")]
             lines += _element("method", method.name, inputs + outputs + _annotations(method.annotations))
         for signal in interface.signals:
-            arguments = [_argument(item, None) for item in signal.arguments]
+            arguments = [line for item in signal.arguments for line in _argument(item, None)]
             lines += _element("signal", signal.name, arguments + _annotations(signal.annotations))
         for item in interface.properties:
             attributes = _attributes(name=item.name, type=item.signature, access=item.access)
@@ -120,8 +121,11 @@ def from_xml(text: str) -> Node:
     return Node(tuple(reader.interfaces), tuple(reader.children))
 
 
-def _argument(argument: Argument, direction: str | None) -> str:
-    return f"<arg{_attributes(name=argument.name or None, type=argument.signature, direction=direction)}/>"
+def _argument(argument: Argument, direction: str | None) -> list[str]:
+    attributes = _attributes(name=argument.name or None, type=argument.signature, direction=direction)
+    if not argument.annotations:
+        return [f"<arg{attributes}/>"]
+    return [f"<arg{attributes}>", *("  " + line for line in _annotations(argument.annotations)), "</arg>"]
 
 
 def _annotations(annotations: Annotations) -> list[str]:
@@ -200,7 +204,7 @@ class _Reader:
             case "interface", "property":
                 around.properties.append(self._property(done))
             case (("method" | "signal"), "arg"):
-                argument = Argument(done.attributes.get("name", ""), self._type(done))
+                argument = Argument(done.attributes.get("name", ""), self._type(done), tuple(done.annotations))
                 around.arguments.append((done.attributes.get("direction", "in"), argument))
             case _, "annotation":
                 around.annotations.append((self._attribute(done, "name"), self._attribute(done, "value")))

@@ -25,13 +25,13 @@ MEMORY = Interface(
         Method("Login", (Argument("service_name", "s"),), (Argument("result", "s"),)),
         Method(
             "ReserveMemoryRange",
-            (Argument("session_id", "s"), Argument("min", "x"), Argument("options", "a{sv}")),
+            (Argument("session_id", "s", (("a.b", "c"),)), Argument("min", "x"), Argument("options", "a{sv}")),
             (Argument("result0", "s"), Argument("result1", "x")),
             (("org.xen.xcp.LegacyName", 'a "quoted" & <odd>\nname'),),
         ),
         Method("GetDiagnostics"),
     ),
-    signals=(Signal("Changed", (Argument("", "(sx)"),), (("a.b", "c"),)), Signal("Gone")),
+    signals=(Signal("Changed", (Argument("", "(sx)", (("a.b", "d"),)),), (("a.b", "c"),)), Signal("Gone")),
     properties=(Property("Epoch", "t"), Property("Mode", "s", "readwrite", (("a.b", "c"),))),
     annotations=(("org.freedesktop.DBus.Deprecated", "true"),),
 )
@@ -41,7 +41,9 @@ GOLDEN = DOCTYPE + (
 <node name="/a">
   <interface name="a.B1">
     <method name="Do">
-      <arg name="x" type="x" direction="in"/>
+      <arg name="x" type="x" direction="in">
+        <annotation name="org.xen.xcp.Secret" value="true"/>
+      </arg>
       <arg name="result" type="s" direction="out"/>
       <annotation name="org.xen.xcp.LegacyName" value="do"/>
     </method>
@@ -55,7 +57,8 @@ GOLDEN = DOCTYPE + (
 
 def test_the_form_is_stable():
     """Published files must not change by themselves."""
-    method = Method("Do", (Argument("x", "x"),), (Argument("result", "s"),), (("org.xen.xcp.LegacyName", "do"),))
+    secret = Argument("x", "x", (("org.xen.xcp.Secret", "true"),))
+    method = Method("Do", (secret,), (Argument("result", "s"),), (("org.xen.xcp.LegacyName", "do"),))
     interface = Interface("a.B1", (method,), properties=(Property("Epoch", "t"),))
     assert to_xml((interface,), ("VM",), "/a") == GOLDEN
 
