@@ -18,6 +18,7 @@ import copy
 import errno
 import os
 import queue
+import socketserver
 import sys
 import threading
 import time
@@ -29,6 +30,7 @@ from typing import TypeVar
 import pyxs
 import pyxs.connection
 from executions import Executions
+from legacy_framed import FramedServer
 from legacy_http import Failure, HttpServer, UnknownMethod, Value, integer, marshal_error
 from legacy_process import add_options, enter
 from pyxs._internal import Packet
@@ -381,6 +383,7 @@ def main() -> None:
     parser.add_argument("--xenstore", required=True, help="xenstored's socket")
     parser.add_argument("--tree", default="squeezed", help="the tree to serve, without slashes")
     parser.add_argument("--http", type=Path, help="where to serve the Memory interface as well")
+    parser.add_argument("--framed", type=Path, help="where to serve the Memory interface in frames of JSON")
     parser.add_argument("--host-kib", type=int, help="memory of the made-up host in KiB; without it there is no end")
     add_options(parser)
     options = parser.parse_args()
@@ -391,14 +394,20 @@ def main() -> None:
         squeezed = Squeezed(copy.copy(client), options.tree, options.host_kib)
         executor = Executor(Executions(options.executions), options.slow_ms)
         door = XenstoreDoor(client, options.tree, squeezed, executor)
+        memory = memory_door(squeezed, executor)
+        servers: list[socketserver.BaseServer] = []
         if options.http is not None:
-            server = HttpServer(options.http, "squeezed", memory_door(squeezed, executor))
+            servers.append(HttpServer(options.http, "squeezed", memory))
+        if options.framed is not None:
+            servers.append(FramedServer(options.framed, memory))
+        for server in servers:
             threading.Thread(target=server.serve_forever, daemon=True).start()
         monitor = door.open()
     except (pyxs.PyXSError, OSError) as error:
         sys.exit(f"legacy squeezed: {error}")
     threading.Thread(target=_end_with, args=(client.router.thread,), daemon=True).start()
-    serving(f"legacy squeezed serves /{options.tree}" + (f" and {options.http}" if options.http else ""))
+    served = [f"/{options.tree}", *(str(path) for path in (options.http, options.framed) if path)]
+    serving(f"legacy squeezed serves {' and '.join(served)}")
     door.serve(monitor)
 
 

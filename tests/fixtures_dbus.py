@@ -64,6 +64,13 @@ class BusDaemon:
         self._errors.close()
 
 
+def _directory() -> Path:
+    """A directory without `_` in its name, which XenAPI.py would take for a slash."""
+    while "_" in (name := tempfile.mkdtemp(prefix="xb", dir="/tmp")):
+        Path(name).rmdir()
+    return Path(name)
+
+
 @pytest.fixture
 def bus_daemon() -> Iterator[BusDaemon]:
     """A private bus; CI must have a dbus-daemon, other places may go without."""
@@ -72,7 +79,7 @@ def bus_daemon() -> Iterator[BusDaemon]:
             pytest.fail("dbus-daemon is missing: install the package dbus-daemon (or dbus)")
         pytest.skip("needs dbus-daemon (package dbus-daemon or dbus)")
     # Not tmp_path: the path of a Unix socket must stay short.
-    directory = Path(tempfile.mkdtemp(prefix="xb", dir="/tmp"))
+    directory = _directory()
     try:
         daemon = BusDaemon(directory)
         yield daemon

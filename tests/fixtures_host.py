@@ -55,25 +55,23 @@ class Host:
         self.settings = self.directory / "bridge.toml"
         self._processes: dict[str, asyncio.subprocess.Process] = {}
         self._legacy_pidfds: list[int] = []
-        python = sys.executable
-        common = [
-            "--executions",
-            str(self.directory / "executions"),
-            "--background",
-            "--log",
-            f"{self.directory}/legacy.log",
-        ]
-        self.legacy = {
-            "squeezed": [
-                python, f"{ROOT}/examples/legacy_squeezed.py", "--xenstore", store.socket,
-                "--http", f"{self.directory}/memory", "--pidfile", f"{self.directory}/squeezed.pid", *common,
-            ],
-            "xenopsd": [
-                python, f"{ROOT}/examples/legacy_xenopsd.py", "--socket", f"{self.directory}/xenopsd",
-                "--pidfile", f"{self.directory}/xenopsd.pid", *common,
-            ],
-        }  # fmt: skip
+        self.legacy = self.legacy_commands()
         self.write_settings()
+
+    def legacy_commands(self) -> dict[str, list[str]]:
+        """What starts each legacy daemon, by service."""
+        squeezed = ["--xenstore", self.store.socket, "--http", f"{self.directory}/memory"]
+        return {
+            "squeezed": self.example("squeezed", "legacy_squeezed.py", *squeezed),
+            "xenopsd": self.example("xenopsd", "legacy_xenopsd.py", "--socket", f"{self.directory}/xenopsd"),
+        }
+
+    def example(self, name: str, script: str, *arguments: str) -> list[str]:
+        """The command that puts a daemon of the examples into the background."""
+        directory = self.directory
+        common = ["--executions", f"{directory}/executions", "--background", "--log", f"{directory}/legacy.log"]
+        pidfile = ["--pidfile", f"{directory}/{name}.pid"]
+        return [sys.executable, f"{ROOT}/examples/{script}", *arguments, *pidfile, *common]
 
     def write_settings(self, *, reach: str = "xenstore", stale: str = "refuse") -> None:
         """The bridge's settings; `reach` is how it reaches the legacy squeezed, `stale` its stale_at_start."""
