@@ -1,104 +1,46 @@
-"""Every type of every method survives both wires: random values through real XML bytes and real D-Bus bytes."""
+"""Every type, error and layout of every interface survives its wires: random values through real bytes.
+
+`XCP_FIDELITY_EXAMPLES` in the environment says how many values each is tried with.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from bridges import dbus_translation, xmlrpc_translation
-from bridges.calls import Value
 from bridges.faults import Fault, Kind
 from bridges.interfaces import model
 from bridges.interfaces.model import Method, Option
-from xmlrpc_gateway.dialects import DIALECTS
-from xmlrpc_gateway.xmlrpc_codec import decode_call, encode_call
+from dbus_side.signatures import Variant
+from tests.bridges.fidelity_cases import arguments_over_bus, carried_call, carried_reply, fault_over_bus
+from tests.bridges.fidelity_forms import Form, forms, on_bus
+from tests.bridges.fidelity_types import arguments_survive, chunks, run, type_survives
+from tests.bridges.fidelity_values import over_bus
+from xmlrpc_gateway.encodings import JSON_RPC_LIGHT, JSON_RPCLIB, JSON_XAPI, XML
+from xmlrpc_gateway.jsonrpc_codec import NotJsonValue
+from xmlrpc_gateway.xmlrpc_codec import DateTime
 
-OverXml = Callable[[Any], Any]
-OverBus = Callable[[str, tuple[Any, ...]], tuple[Any, ...]]
-Same = Callable[[Any, Any], bool]
-Values = Callable[[model.Type], st.SearchStrategy[Value]]
-
-BUS = {name: dbus_translation.Translation(model.load(name)) for name in model.available()}
-XML = {name: xmlrpc_translation.Translation(DIALECTS[name]) for name in ("rpclib", "rpclib-2012")}
-METHODS = [
-    pytest.param(method, id=f"{name}-{method.name}")
-    for name in model.available()
-    for method in model.load(name).methods()
+EXAMPLES = int(os.environ.get("XCP_FIDELITY_EXAMPLES", "10"))
+PARTS = [
+    pytest.param(stem, what, first, id=f"{stem}-{what}-{first}")
+    for stem in model.available()
+    for what, first in chunks(stem)
 ]
-FEW = settings(
-    derandomize=True, database=None, deadline=None, max_examples=6, suppress_health_check=list(HealthCheck)
-)  # fmt: skip
+FORMS = [pytest.param(form, id=f"{stem}-{form.encoding.name}") for stem in model.available() for form in forms(stem)]
 
 
-def draw_arguments(data: st.DataObject, method: Method, values: Values) -> dict[str, Value]:
-    """Arguments as every door leaves them: what is absent, or unit, has no entry."""
-    arguments: dict[str, Value] = {}
-    for parameter in method.parameters:
-        value = data.draw(values(parameter.type), label=parameter.name)
-        if value is not None:
-            arguments[parameter.name] = value
-    return arguments
+def method(stem: str, name: str) -> Method:
+    found = model.load(stem).method(name)
+    assert found is not None
+    return found
 
 
-@pytest.mark.parametrize("method", METHODS)
-@FEW
-@given(data=st.data())
-def test_arguments_survive_both_wires(
-    method: Method, data: st.DataObject, values: Values, same: Same, over_bus: OverBus
-) -> None:
-    """Neutral to XML-RPC and back in both dialects, neutral to D-Bus and back."""
-    arguments = draw_arguments(data, method, values)
-    for translation in XML.values():
-        xml = translation.of(method)
-        name, params = decode_call(encode_call(method.name, xml.write_arguments(arguments)))
-        assert name == method.name
-        assert same(xml.read_arguments(params), arguments)
-    bus = BUS[method.service].of(method)
-    assert same(bus.read_arguments(over_bus(bus.input_signature, bus.write_arguments(arguments))), arguments)
-
-
-@pytest.mark.parametrize("method", METHODS)
-@FEW
-@given(data=st.data())
-def test_results_survive_both_wires(
-    method: Method, data: st.DataObject, values: Values, same: Same, over_xml: OverXml, over_bus: OverBus
-) -> None:
-    """Neutral to XML-RPC and back in both dialects, neutral to D-Bus and back."""
-    result = data.draw(values(method.result))
-    for translation in XML.values():
-        xml = translation.of(method)
-        assert same(xml.read_result(over_xml(xml.write_result(result))), result)
-    bus = BUS[method.service].of(method)
-    sig = bus.output_signature
-    assert same(bus.read_result(sig, over_bus(sig, bus.write_result(result))), result)
-
-
-ERRORS = [
-    pytest.param(method, case, id=f"{method.service}-{case.name}")
-    for name in model.available()
-    for method in {m.errors: m for m in model.load(name).methods()}.values()
-    for case in method.errors.constructors
-]
-
-
-@pytest.mark.parametrize(("method", "case"), ERRORS)
-@FEW
-@given(data=st.data())
-def test_errors_survive_the_xml_wire(
-    method: Method, case: model.Constructor, data: st.DataObject, values: Values, same: Same, over_xml: OverXml
-) -> None:
-    """Every constructor of every error type, in both dialects; on the bus see test_dbus_translation."""
-    argument = None if case.argument is None else data.draw(values(case.argument))
-    for translation in XML.values():
-        xml = translation.of(method)
-        fault = Fault(Kind.DECLARED, "text", code=case.name, argument=argument)
-        read = xml.read_failure(over_xml(xml.write_failure(fault)))
-        assert (read.kind, read.code) == (Kind.DECLARED, case.name)
-        assert same(read.argument, argument)
+@pytest.mark.parametrize(("stem", "what", "first"), PARTS)
+def test_random_values_survive_every_wire(stem: str, what: str, first: int) -> None:
+    """Neutral to XML, to JSON and to D-Bus, and back from the bytes of each."""
+    assert run(stem, what, first, EXAMPLES) > 0
 
 
 def test_no_type_is_out_of_reach() -> None:
@@ -134,3 +76,227 @@ def test_no_type_is_out_of_reach() -> None:
         for method in model.load(name).methods():
             for kind in (*(p.type for p in method.parameters), method.result, method.errors):
                 walk(kind)
+
+
+# --- what is newer than the data -------------------------------------------------------------------------------------
+
+NEWER = {"of_tomorrow": ["a", {"b": True, "c": None}]}
+QUERY = {"name": "n", "vendor": "v", "version": "1", "features": [], "instance_id": "i"}
+RECORDS = {
+    "xenopsd": ("query", dict(reversed(QUERY.items())) | NEWER),
+    "xenopsd-2012": ("query", QUERY | NEWER),
+    "xapi": ("task.get_record", {"uuid": "u", "name_label": "l"} | NEWER),
+}
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form.values[0].stem in RECORDS])
+def test_members_that_are_not_written_down_pass_through(form: Form) -> None:
+    """A newer daemon's record comes out of the bus as it went in, byte for byte."""
+    name, record = RECORDS[form.stem]
+    body = form.encoding.write_success(None, record)
+    assert carried_reply(form, method(form.stem, name), body) == body
+
+
+def test_a_bus_caller_s_unknown_members_are_refused_by_name() -> None:
+    """A typing error of a caller must not reach a daemon; from the legacy side a newer caller's do."""
+    add, bus = method("xenopsd", "PCI.dequarantine"), on_bus("xenopsd")
+    address = {"domain": 0, "bus": 0, "dev": 0, "fn": 0} | NEWER
+    body = bus.of(add).write_arguments({"debug_info": "d", "pci_addr": address})
+    with pytest.raises(Fault, match="unknown member 'of_tomorrow'; known: domain, bus, dev, fn") as caught:
+        bus.of(add).read_arguments(body)
+    assert caught.value.kind is Kind.INVALID_ARGUMENT
+    assert arguments_over_bus("xenopsd", add, {"debug_info": "d", "pci_addr": address})["pci_addr"] == address
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "rest", [[], ["text"], ["a", "b"], [["a", {"b": True}], None, 1.5]], ids=["nothing", "one", "two", "untyped"]
+)
+@pytest.mark.parametrize("code", ["Of_tomorrow", "of.tomorrow 1"])
+def test_errors_that_are_not_written_down_pass_through(form: Form, code: str, rest: list[Any]) -> None:
+    """Code and arguments are the same on the far side, byte for byte. xapi's arguments are texts, always."""
+    if form.dialect == "xenapi":
+        rest = [item for item in rest if isinstance(item, str)]
+    any_method = model.load(form.stem).methods()[0]
+    wire = [code, *rest] if rest or form.dialect == "xenapi" else code
+    fault = form.of(any_method).read_failure(form.over_failure(wire))
+    assert (fault.kind, fault.code) == (Kind.UNDECLARED, code)
+    back = form.of(any_method).write_failure(fault_over_bus(form.stem, any_method, fault))
+    assert form.encoding.write_failure(None, back) == form.encoding.write_failure(None, wire)
+
+
+# --- floats of rpc-light ---------------------------------------------------------------------------------------------
+
+LIGHT = Form("xenopsd-2012", JSON_RPC_LIGHT, "rpclib-2012")
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0.5, "0.500000"),
+        (1795434850.71109, "1795434850.711090"),
+        (1e-7, "0.0000001"),
+        (1 / 3, "0.3333333333333333"),
+        (5e-324, f"0.{'0' * 323}5"),
+    ],
+)
+def test_six_decimals_are_not_enough_for_every_float(number: float, text: str) -> None:
+    """rpc-light writes `%f`; where that would lose digits, we write as many as it takes."""
+    assert LIGHT.encoding.write_success(None, number) == f'{{"result": {text}, "error": null, "id": 0}}'.encode()
+    assert LIGHT.over_reply(number) == number
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_no_number_has_no_spelling_in_rpc_light(number: float) -> None:
+    """Refused by name; XML and rpclib's JSON carry it."""
+    with pytest.raises(NotJsonValue, match="has no spelling in rpc-light"):
+        LIGHT.encoding.write_success(None, number)
+    for encoding in (XML, JSON_RPCLIB, JSON_XAPI):
+        assert repr(Form("xapi", encoding, "xenapi").over_reply(number)) == repr(number)
+
+
+# --- xapi ------------------------------------------------------------------------------------------------------------
+
+XAPI = [pytest.param(form, id=form.encoding.name) for form in forms("xapi")]
+XAPI_XML = Form("xapi", XML, "xenapi")
+
+
+@pytest.mark.parametrize("form", XAPI)
+@pytest.mark.parametrize(
+    ("arguments", "params", "read"),
+    [
+        ({}, ["u", "p"], {}),
+        ({"version": "2"}, ["u", "p", "2"], {}),
+        ({"originator": "me"}, ["u", "p", "1.1", "me"], {"version": "1.1"}),
+        ({"version": "2", "originator": "me"}, ["u", "p", "2", "me"], {}),
+    ],
+    ids=["none", "first", "second", "both"],
+)
+def test_optional_arguments_are_left_off_the_end(
+    form: Form, arguments: dict[str, Any], params: list[str], read: dict[str, Any]
+) -> None:
+    """A default stands in only where a later argument is given."""
+    login = method("xapi", "session.login_with_password")
+    arguments = {"uname": "u", "pwd": "p"} | arguments
+    assert form.of(login).write_arguments(arguments) == params
+    assert form.of(login).read_arguments(form.over_call(login.name, params)) == arguments | read
+    arguments_survive("xapi", login, arguments)
+
+
+@pytest.mark.parametrize("form", XAPI)
+def test_every_default_fits_its_parameter(form: Form) -> None:
+    """They are written in the interface data; the one that is not known must be given."""
+    unknown = set()
+    for each in model.load("xapi").methods():
+        for parameter in each.parameters:
+            if parameter.optional and parameter.default is None:
+                unknown.add((each.name, parameter.name))
+            elif parameter.optional:
+                value = form.translation.values.reader(parameter.type)(parameter.default)
+                type_survives("xapi", parameter.type, value)
+    assert unknown == {
+        ("host.create", "latest_synced_updates_applied"),
+        ("Async.host.create", "latest_synced_updates_applied"),
+    }
+
+
+def test_an_optional_argument_without_a_known_default_must_be_given() -> None:
+    """When a later one is; the text names it."""
+    create = method("xapi", "host.create")
+    arguments = {p.name: "x" for p in create.parameters[:6]} | {"pending_guidances_full": []}
+    with pytest.raises(Fault, match=r"host\.create: latest_synced_updates_applied: must be given") as caught:
+        XAPI_XML.of(create).write_arguments(arguments)
+    assert caught.value.kind is Kind.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("form", XAPI)
+@pytest.mark.parametrize(
+    ("class_name", "on_the_bus"),
+    [("vm", Variant("x", 4)), ("VM", Variant("x", 4)), ("host", None), ("of_tomorrow", None)],
+)
+def test_a_snapshot_is_typed_by_the_class_of_its_event(form: Form, class_name: str, on_the_bus: Variant | None) -> None:
+    """A number of the class is a number on the bus; in a class that has no such member it stays what it was."""
+    number = form.translation.values.integer(4)
+    event = {"class": class_name, "operation": "mod", "snapshot": {"VCPUs_max": number}}
+    body = form.encoding.write_success(None, {"events": [event], "valid_ref_counts": {"vm": 1}, "token": "1,2"})
+    events = method("xapi", "event.from")
+    assert carried_reply(form, events, body) == body
+    (batch,) = on_bus("xapi").of(events).write_result(form.of(events).read_result(form.encoding.read_reply(body).value))
+    snapshot = batch["events"].value[0]["snapshot"].value
+    untyped = Variant("s", "4") if form.encoding is XML else Variant("x", 4)
+    assert snapshot["VCPUs_max"] == (on_the_bus or untyped)
+    assert batch["valid_ref_counts"] == Variant("a{si}", {"vm": 1})
+
+
+@pytest.mark.parametrize("form", XAPI)
+@pytest.mark.parametrize(
+    ("name", "wire", "sig", "on_the_bus"),
+    [
+        ("VM_metrics.get_VCPUs_CPU", {"0": 3, "1": 1}, "a{xx}", {0: 3, 1: 1}),
+        ("VM_metrics.get_VCPUs_utilisation", {"0": 0.5}, "a{xd}", {0: 0.5}),
+        ("VM.get_blocked_operations", {"clean_shutdown": "why"}, "a{ss}", {"clean_shutdown": "why"}),
+    ],
+    ids=["integers", "integers-to-floats", "enum"],
+)
+def test_keys_that_are_no_strings(form: Form, name: str, wire: dict[str, Any], sig: str, on_the_bus: Any) -> None:
+    """On the legacy wire every key is a text; on the bus an integer is one, an enum its name."""
+    found = method("xapi", name)
+    integer = form.translation.values.integer
+    written = {key: integer(item) if isinstance(item, int) else item for key, item in wire.items()}
+    body = form.encoding.write_success(None, written)
+    assert carried_reply(form, found, body) == body
+    bus = on_bus("xapi").of(found)
+    assert bus.output_signature == sig
+    assert bus.write_result(form.of(found).read_result(written)) == (on_the_bus,)
+
+
+@pytest.mark.parametrize("form", XAPI)
+@pytest.mark.parametrize(
+    "text", ["20240229T12:00:00Z", "2024-02-29T12:00:00Z", "19700101T00:00:00Z", "20240229T12:00:00"]
+)
+def test_a_time_keeps_its_text(form: Form, text: str) -> None:
+    """The daemons write times in several ways; over JSON they are strings."""
+    found = method("xapi", "VM.get_snapshot_time")
+    body = form.encoding.write_success(None, DateTime(text))
+    assert (b"dateTime.iso8601" in body) == (form.encoding is XML)
+    assert carried_reply(form, found, body) == body
+    assert over_bus("s", on_bus("xapi").of(found).write_result(text)) == (text,)
+
+
+@pytest.mark.parametrize("form", XAPI)
+def test_void_is_an_empty_string(form: Form) -> None:
+    """On the bus it is nothing at all."""
+    start = method("xapi", "VM.start")
+    body = form.encoding.write_success(None, "")
+    assert carried_reply(form, start, body) == body
+    assert on_bus("xapi").of(start).output_signature == ""
+
+
+def test_integers_of_32_bits_have_their_tag() -> None:
+    """As xapi writes them; all other integers are texts without one."""
+    body = XAPI_XML.encoding.write_success(None, {"events": [], "valid_ref_counts": {"vm": 1}, "token": ""})
+    assert b"<i4>1</i4>" in body
+    assert carried_reply(XAPI_XML, method("xapi", "event.from"), body) == body
+
+
+@pytest.mark.parametrize("form", XAPI)
+def test_an_asynchronous_call_is_the_call_with_a_task_as_its_result(form: Form) -> None:
+    """Its arguments are those of the call."""
+    start, at_once = method("xapi", "VM.start"), method("xapi", "Async.VM.start")
+    arguments = {"session_id": "s", "vm": "v", "start_paused": False, "force": True}
+    params = form.of(start).write_arguments(arguments)
+    assert form.of(at_once).write_arguments(arguments) == params
+    body = form.write_call(at_once.name, params)
+    assert carried_call(form, at_once, body) == body
+    reply = form.encoding.write_success(None, "OpaqueRef:task")
+    assert carried_reply(form, at_once, reply) == reply
+
+
+@pytest.mark.parametrize("form", XAPI)
+def test_a_failure_is_a_code_and_texts(form: Form) -> None:
+    """Declared or not, over the bus and back."""
+    start = method("xapi", "VM.start")
+    body = form.encoding.write_failure(None, ["VM_BAD_POWER_STATE", "OpaqueRef:1", "halted", "running"])
+    assert carried_reply(form, start, body) == body
+    fault = Fault(Kind.DECLARED, "text", code="VM_BAD_POWER_STATE", argument=["OpaqueRef:1"])
+    assert on_bus("xapi").of(start).write_fault(fault).signature == "sas"
