@@ -53,7 +53,7 @@ class SocketSettings:
 
 @dataclass(frozen=True, slots=True)
 class HttpDoorSettings(SocketSettings):
-    """`format` is what the daemon speaks at every path (xapi: XML-RPC, and JSON-RPC at /jsonrpc)."""
+    """`format` is what the daemon speaks at every path; xapi speaks both, and is called by us in that one."""
 
     format: str = "xml"
     listen: tuple[tuple[str, int], ...] = ()

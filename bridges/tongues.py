@@ -36,7 +36,9 @@ class Tongues:
 
     def at(self, target: str) -> Tongue:
         """The tongue of calls at a request's target on the HTTP socket."""
-        return self._json if self._is_xapi and target.partition("?")[0] == _XAPI_JSON_PATH else self._http
+        if self._is_xapi:
+            return self._json if target.partition("?")[0] == _XAPI_JSON_PATH else self._xml
+        return self._http
 
     def call(self) -> Tongue:
         """The tongue in which we call the legacy daemon over HTTP."""
@@ -47,5 +49,6 @@ class Tongues:
         return self._json
 
     def http_client(self, path: str) -> DaemonClient:
-        """A client of the legacy daemon's HTTP socket; rpclib daemons are asked at the socket's path, xapi at `/`."""
-        return DaemonClient(path, target="/" if self._is_xapi else None)
+        """A client of the legacy daemon's HTTP socket: rpclib daemons are asked at the socket's path."""
+        xapi = _XAPI_JSON_PATH if self._http is self._json else "/"
+        return DaemonClient(path, target=xapi if self._is_xapi else None)

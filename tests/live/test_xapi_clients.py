@@ -187,6 +187,18 @@ async def test_bad_input_at_the_doors_of_xapi(xapi: Toolstack) -> None:
     call = "<methodCall><methodName>{}</methodName><params>{}</params></methodCall>"
     status, text = await post("/", call.format("Nothing.get_all", ""))
     assert (status, "MESSAGE_METHOD_UNKNOWN</value><value>Nothing.get_all" in text) == (200, True)
+    many = "<param><value>x</value></param>" * 4
+    status, text = await post("/", call.format("VM.get_record", many))
+    expected = (
+        "<value>MESSAGE_PARAMETER_COUNT_MISMATCH</value><value>VM.get_record</value><value>1</value><value>3</value>"
+    )
+    assert expected in text
+    session = await asyncio.to_thread(login, xapi)
+    enum = "".join(f"<param><value>{v}</value></param>" for v in (session, "OpaqueRef:none", "explode"))
+    status, text = await post("/", call.format("VM.set_actions_after_shutdown", enum))
+    ours = "<value>VALUE_NOT_SUPPORTED</value><value>value</value><value>explode</value><value>Unknown tag"
+    assert (ours in text) == (xapi.stage_name == "live"), text
+    assert "Failure" in text
     status, text = await post("/jsonrpc", '[{"method": "host.get_all", "params": ["x"], "id": 1}]')
     if xapi.stage_name == "live":
         assert (await post("/", "<!DOCTYPE a [<!ENTITY b 'c'>]><methodCall/>"))[0] == 500
@@ -197,7 +209,6 @@ async def test_bad_input_at_the_doors_of_xapi(xapi: Toolstack) -> None:
         assert (status, reply["id"], reply["error"]["code"]) == (200, None, -32600)
         member = "<member><name>a</name><value>1</value></member>"
         twice = f"<struct>{member}{member}</struct>"
-        session = await asyncio.to_thread(login, xapi)
         params = "".join(f"<param><value>{v}</value></param>" for v in (session, "OpaqueRef:none", twice))
         status, text = await post("/", call.format("VM.set_other_config", params))
         assert "NotRepresentable" in text
