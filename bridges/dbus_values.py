@@ -30,6 +30,7 @@ from bridges.interfaces.model import (
     DictOf,
     ListOf,
     Option,
+    PerType,
     Record,
     RecordOf,
     TupleOf,
@@ -93,22 +94,9 @@ class Values:
 
     def __init__(self, *, keeps_unknown: bool) -> None:
         self._keeps_unknown = keeps_unknown
-        self._writers: dict[int, tuple[Type, Convert]] = {}
-        self._readers: dict[int, tuple[Type, Convert]] = {}
-
-    def writer(self, kind: Type) -> Convert:
-        """The function from a neutral value to its D-Bus form."""
-        known = self._writers.get(id(kind))
-        if known is None:
-            known = self._writers[id(kind)] = (kind, self._make_writer(kind))
-        return known[1]
-
-    def reader(self, kind: Type) -> Convert:
-        """The function from a D-Bus value (its signature already checked) to neutral; it raises Mismatch."""
-        known = self._readers.get(id(kind))
-        if known is None:
-            known = self._readers[id(kind)] = (kind, self._make_reader(kind))
-        return known[1]
+        # From a neutral value of a type to its D-Bus form, and back (signature checked before; it raises Mismatch).
+        self.writer: PerType[Convert] = PerType(self._make_writer)
+        self.reader: PerType[Convert] = PerType(self._make_reader)
 
     def _make_writer(self, kind: Type) -> Convert:
         match kind:

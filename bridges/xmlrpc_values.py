@@ -27,6 +27,7 @@ from bridges.interfaces.model import (
     Field,
     ListOf,
     Option,
+    PerType,
     Record,
     RecordOf,
     TupleOf,
@@ -126,23 +127,9 @@ class Values:
     def __init__(self, dialect: Dialect, *, integers_as_text: bool) -> None:
         self.dialect = dialect
         self.integer: Callable[[int], Wire] = _decimal if integers_as_text else _number
-        # Keyed by identity: types are shared objects, and hashing a record would walk all of it.
-        self._readers: dict[int, tuple[Type, Read]] = {}
-        self._writers: dict[int, tuple[Type, Write]] = {}
-
-    def reader(self, kind: Type) -> Read:
-        """The function from a wire value to the neutral value of that type; it raises Mismatch."""
-        known = self._readers.get(id(kind))
-        if known is None:
-            known = self._readers[id(kind)] = (kind, self._make_reader(kind))
-        return known[1]
-
-    def writer(self, kind: Type) -> Write:
-        """The function from the neutral value of that type to the wire value."""
-        known = self._writers.get(id(kind))
-        if known is None:
-            known = self._writers[id(kind)] = (kind, self._make_writer(kind))
-        return known[1]
+        # From a wire value to the neutral value of a type (it raises Mismatch), and back.
+        self.reader: PerType[Read] = PerType(self._make_reader)
+        self.writer: PerType[Write] = PerType(self._make_writer)
 
     def _make_reader(self, kind: Type) -> Read:
         match kind:

@@ -1,4 +1,4 @@
-"""XML-RPC over HTTP, as the XCP toolstack speaks it: the room of the legacy callers and daemons.
+"""XML-RPC and JSON-RPC, over HTTP and in frames, as the XCP toolstack speaks them: the room of the sockets.
 
 ```
 server          the door where legacy callers enter          I/O
@@ -8,6 +8,7 @@ streams         HTTP that is no call, passed on as it comes  I/O
 framed          the same door and calls over framed sockets  I/O
 datagrams       perfmon's control socket, both ends          I/O
 listeners       accepting connections, up to a limit         I/O
+exchanges       one exchange a connection, and its failures  I/O
 departures      noticing that a client has left              I/O
 sockets         owning a Unix socket's address               I/O
 ------------------------------------------------------------------ pure below
@@ -17,7 +18,7 @@ request_heads   a legacy client's request made fit to parse
 http_messages   a request, a reply, the silent close
 manners         how each kind of daemon behaves as an HTTP server
 jsonrpc_codec   calls, replies and values <-> JSON
-dialects        how each kind of interface uses XML-RPC, and its envelope
+dialects        how each kind of interface lays calls out, and the envelope of XML
 xmlrpc_codec    values <-> XML
 errors          what can go wrong
 ```

@@ -11,16 +11,14 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Final
 
 from xmlrpc_gateway.errors import (
     BadReply,
     ClosedSilently,
     DaemonGone,
-    DaemonTimedOut,
-    DaemonUnreachable,
 )
+from xmlrpc_gateway.exchanges import Exchanges
 from xmlrpc_gateway.http_messages import (
     CLOSE_SILENTLY,
     HOP_BY_HOP,
@@ -30,7 +28,6 @@ from xmlrpc_gateway.http_messages import (
     parse_reply_head,
     request_head,
 )
-from xmlrpc_gateway.sockets import connect_unix, leave_behind
 
 if TYPE_CHECKING:
     from xmlrpc_gateway.streams import Stream
@@ -42,14 +39,10 @@ _REPLY_LIMIT: Final = 512 * 1024 * 1024  # legacy answers know no limit; this is
 _HEAD_END: Final = re.compile(rb"\r?\n\r?\n")
 
 
-class DaemonClient:
+class DaemonClient(Exchanges):
     """One legacy daemon, at a Unix socket (`path`) or over TCP (`host`, `port`).
 
     `target` is where calls are POSTed; by default at the socket's path, on TCP at `/`.
-
-    At most `limit` requests are with the daemon at a time: it has a thread per connection and a queue of 5. The others
-    wait, on their own time, and fail as DaemonUnreachable when it is over. Long polls and streams are not counted: they
-    may last for hours, and hold up nobody. `left_behind` has the daemon's ends of long polls that we ended, by inode.
     """
 
     def __init__(
@@ -62,14 +55,9 @@ class DaemonClient:
         limit: int = 64,
         user_agent: str = "xcp-dbus-bridge",
     ) -> None:
-        self._path = path
-        self._host = host
-        self._port = port
-        self._target = target or path or "/"
+        super().__init__(path, host, port, limit=limit)
         self._user_agent = user_agent
-        self._slots = asyncio.Semaphore(limit)
-        self._closed = False
-        self.left_behind: set[int] = set()
+        self._target = target or path or "/"
 
     async def call(self, body: bytes, *, timeout: float | None, is_long_poll: bool = False) -> bytes:
         """POSTs a call and gives the body of the reply. Raises DaemonError.
@@ -104,71 +92,17 @@ class DaemonClient:
         Raises DaemonUnreachable when nothing was sent, ClosedSilently and DaemonGone when nothing was answered: the
         stream's client can still be given an answer then.
         """
-        self._refuse_if_closed()
-        try:
-            async with asyncio.timeout(timeout):
-                connection = await self._connect()
-        except TimeoutError:
-            raise DaemonUnreachable(f"no connection to {self._address} within {timeout} s") from None
-        except OSError as error:
-            raise DaemonUnreachable(f"{self._address}: {error}") from error
-        with connection:
+        with await self.connect(timeout) as connection:
             await stream.relay(connection)
-
-    async def close(self) -> None:
-        """Refuses further calls; those under way belong to their callers and end with them."""
-        self._closed = True
-
-    def _refuse_if_closed(self) -> None:
-        if self._closed:
-            raise DaemonUnreachable("the connection to the daemon was closed on our side")
 
     async def _exchange(
         self, head: bytes, body: bytes, timeout: float | None, *, bodiless: bool = False, is_long_poll: bool
     ) -> HttpReply | CloseSilently:
-        self._refuse_if_closed()
-        sent = False
-        try:
-            async with asyncio.timeout(timeout), nullcontext() if is_long_poll else self._slots:
-                with await self._connect() as connection:
-                    sent = True
-                    try:
-                        await _send(connection, head, body)
-                        return await _receive(connection, bodiless=bodiless)
-                    except asyncio.CancelledError:
-                        if is_long_poll:
-                            leave_behind(connection, self.left_behind)
-                        raise
-        except TimeoutError:
-            if sent:
-                raise DaemonTimedOut(f"no reply within {timeout} s") from None
-            raise DaemonUnreachable(f"no connection to {self._address} within {timeout} s") from None
-        except OSError as error:
-            if sent:
-                raise DaemonGone(f"the connection was lost: {error}") from error
-            raise DaemonUnreachable(f"{self._address}: {error}") from error
+        async def talk(connection: socket.socket) -> HttpReply | CloseSilently:
+            await _send(connection, head, body)
+            return await _receive(connection, bodiless=bodiless)
 
-    @property
-    def _address(self) -> str:
-        return self._path or f"{self._host}:{self._port}"
-
-    async def _connect(self) -> socket.socket:
-        if self._path is not None:
-            return await connect_unix(self._path)
-        loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
-        for index, (family, kind, protocol, _, address) in enumerate(found):
-            connection = socket.socket(family, kind, protocol)
-            connection.settimeout(0)
-            try:
-                await loop.sock_connect(connection, address)
-            except BaseException as error:
-                connection.close()
-                if not isinstance(error, OSError) or index == len(found) - 1:
-                    raise
-            else:
-                return connection
-        raise OSError("the name has no address")
+        return await self.exchange(talk, timeout, is_long_poll=is_long_poll)
 
 
 async def _send(connection: socket.socket, head: bytes, body: bytes) -> None:

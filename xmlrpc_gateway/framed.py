@@ -18,14 +18,12 @@ from xmlrpc_gateway.errors import (
     ClosedSilently,
     CodecError,
     DaemonGone,
-    DaemonTimedOut,
-    DaemonUnreachable,
     OverLimit,
 )
+from xmlrpc_gateway.exchanges import Exchanges
 from xmlrpc_gateway.framed_messages import HEAD_SIZE, FramedRequest, body_length, head
 from xmlrpc_gateway.http_messages import CLOSE_SILENTLY, CloseSilently, Peer
 from xmlrpc_gateway.listeners import Listeners
-from xmlrpc_gateway.sockets import connect_unix, leave_behind
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -131,47 +129,15 @@ class FramedDoor:
             return CLOSE_SILENTLY
 
 
-class FramedClient:
-    """One legacy daemon, at a framed socket.
-
-    At most `limit` requests are with the daemon at a time: it has a thread per connection and a queue of 5. The others
-    wait, on their own time, and fail as DaemonUnreachable when it is over. Long polls are not counted: they may last
-    for hours, and hold up nobody. `left_behind` has the daemon's ends of those that we ended, by inode.
-    """
+class FramedClient(Exchanges):
+    """One legacy daemon, at a framed socket."""
 
     def __init__(self, path: str, *, limit: int = 64) -> None:
-        self._path = path
-        self._slots = asyncio.Semaphore(limit)
-        self._closed = False
-        self.left_behind: set[int] = set()
+        super().__init__(path, limit=limit)
 
     async def call(self, body: bytes, *, timeout: float | None, is_long_poll: bool = False) -> bytes:
         """Sends a request's body and gives the reply's; `timeout` in seconds. Raises DaemonError."""
-        if self._closed:
-            raise DaemonUnreachable("the connection to the daemon was closed on our side")
-        sent = False
-        try:
-            async with asyncio.timeout(timeout), contextlib.nullcontext() if is_long_poll else self._slots:
-                with await connect_unix(self._path) as connection:
-                    sent = True
-                    try:
-                        return await _ask(connection, body)
-                    except asyncio.CancelledError:
-                        if is_long_poll:
-                            leave_behind(connection, self.left_behind)
-                        raise
-        except TimeoutError:
-            if sent:
-                raise DaemonTimedOut(f"no reply within {timeout} s") from None
-            raise DaemonUnreachable(f"no connection to {self._path} within {timeout} s") from None
-        except OSError as error:
-            if sent:
-                raise DaemonGone(f"the connection was lost: {error}") from error
-            raise DaemonUnreachable(f"{self._path}: {error}") from error
-
-    async def close(self) -> None:
-        """Refuses further calls; those under way belong to their callers and end with them."""
-        self._closed = True
+        return await self.exchange(lambda connection: _ask(connection, body), timeout, is_long_poll=is_long_poll)
 
 
 async def _ask(connection: socket.socket, body: bytes) -> bytes:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property, lru_cache
 from importlib import resources
-from typing import Any, Final, Literal
+from typing import Any, Final, Generic, Literal, TypeVar
 
 import msgspec
 
@@ -138,10 +138,28 @@ class Union:
 Type = Basic | Option | ListOf | TupleOf | DictOf | Record | RecordOf | Union
 
 ASYNC: Final = "Async."  # xapi: the same call, answered at once by a task
+T = TypeVar("T")
 UNIT: Final = Basic("unit")
 STRING: Final = Basic("string")
 ANY: Final = Basic("any")
 UNKNOWN_RECORD: Final = Record(())  # of a class that is not written down: all of its members are untyped
+
+
+class PerType(Generic[T]):
+    """A function of a type whose value is made once.
+
+    By identity: types are shared objects, and hashing a record would walk all of it.
+    """
+
+    def __init__(self, make: Callable[[Type], T]) -> None:
+        self._make = make
+        self._made: dict[int, tuple[Type, T]] = {}
+
+    def __call__(self, kind: Type) -> T:
+        known = self._made.get(id(kind))
+        if known is None:
+            known = self._made[id(kind)] = (kind, self._make(kind))
+        return known[1]
 
 
 def bare(kind: Type) -> Type:
