@@ -81,7 +81,13 @@ class Control:
         steps: list[str] = []
         here = endpoints.situation.standing.stage
         for there in cutover.moves(here, target):
-            parts = cutover.plan(here, there, sockets=settings.http is not None, tree=settings.xenstore is not None)
+            parts = cutover.plan(
+                here,
+                there,
+                sockets=bool(settings.http or settings.framed),
+                tree=settings.xenstore is not None,
+                datagrams=settings.datagram is not None,
+            )
             steps += [f"{here} to {there}: {part}" for part in parts]
             here = there
         return steps

@@ -93,10 +93,10 @@ def outcome(origin: Stage, target: Stage, reached: Step) -> Stage:
     return target if STEPS.index(reached) >= STEPS.index(Step.FENCED) else origin
 
 
-def plan(origin: Stage, target: Stage, *, sockets: bool, tree: bool) -> tuple[str, ...]:
+def plan(origin: Stage, target: Stage, *, sockets: bool, tree: bool, datagrams: bool = False) -> tuple[str, ...]:
     """What a flip will do, in order, in words for an operator.
 
-    `sockets` and `tree` say which legacy doors the service has.
+    `sockets`, `tree` and `datagrams` say which legacy doors the service has.
     """
     steps: list[str] = []
     before, after = MEANINGS[origin], MEANINGS[target]
@@ -110,6 +110,8 @@ def plan(origin: Stage, target: Stage, *, sockets: bool, tree: bool) -> tuple[st
         steps.append("hand over: Assume to the candidate; release the bus name to it")
     if before.authority is Side.BUS and after.authority is Side.LEGACY:
         steps.append("fence: take the bus name back; Yield from the bus daemon")
+        if datagrams:
+            steps.append("give the datagram address up")
         steps.append("hand over: start the legacy daemon" + ("; it takes the tree by its pid" if tree else ""))
     if before.bus is Keeper.CLOSED and after.bus is Keeper.BRIDGE:
         steps.append("open the bus door: own the service name")
@@ -117,4 +119,7 @@ def plan(origin: Stage, target: Stage, *, sockets: bool, tree: bool) -> tuple[st
         steps.append("take the sockets" if after.sockets is Keeper.BRIDGE else "give the sockets back")
     if before.bus is Keeper.BRIDGE and after.bus is Keeper.CLOSED:
         steps.append("close the bus door: release the service name")
-    return (*steps, "commit: next epoch, durable", "resume: held calls go on")
+    steps += ["commit: next epoch, durable", "resume: held calls go on"]
+    if datagrams and before.authority is Side.LEGACY and after.authority is Side.BUS:
+        steps.append("bind the datagram address, which the legacy daemon has left")
+    return tuple(steps)
