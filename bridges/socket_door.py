@@ -68,6 +68,9 @@ class SocketDoor(Generic[AnyClient]):
         except (OSError, AddressTaken) as error:
             raise DoorError(f"{self._settings.socket} cannot be taken: {error}") from None
         self._owned = owned
+        if self._server is not None:  # it goes on at its other addresses, and with those whom it had accepted
+            await self._server.serve_socket(owned.socket)
+            return
         try:
             self._server = await self.door.open(owned.socket)
         except OSError as error:
@@ -88,11 +91,11 @@ class SocketDoor(Generic[AnyClient]):
         """
         owned, self._owned = self._owned, None
         serving, self._server = self._server, None
-        if owned is None or serving is None:
+        if serving is None:
             return
-        if sockets.is_ours(owned):
+        if owned is not None and sockets.is_ours(owned):
             sockets.give_back(owned)
-        await serving.stop_accepting(owned.socket)
+        await serving.stop_accepting()
         task = asyncio.create_task(self._retire(serving), name=f"retiring door of {self._situation.service}")
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
@@ -121,9 +124,12 @@ class SocketDoor(Generic[AnyClient]):
 
     async def take_again(self) -> None:
         """Takes the path unless it is ours. Raises DoorError."""
-        if self._owned is None or not sockets.is_ours(self._owned):
-            await self._leave()
-            await self.take()
+        if self._owned is not None and sockets.is_ours(self._owned):
+            return
+        lost, self._owned = self._owned, None
+        if lost is not None and self._server is not None:
+            await self._server.stop_accepting(lost.socket)
+        await self.take()
 
     async def drain_daemon(self, timeout: float) -> None:
         """Waits until the legacy daemon has answered those who had connected to it before we took its address.

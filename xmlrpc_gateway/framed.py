@@ -69,8 +69,8 @@ class FramedDoor:
         """Serves a Unix socket that listens already; the door closes it in the end."""
         self._listeners.serve(listener)
 
-    async def stop_accepting(self, listener: socket.socket) -> None:
-        """Accepts all who wait in the listener's queue, then closes it. Nobody who had connected is refused."""
+    async def stop_accepting(self, listener: socket.socket | None = None) -> None:
+        """Accepts all who wait in the listener's queue (None: any queue), then closes it. Nobody there is refused."""
         await self._listeners.stop(listener)
 
     async def drain(self, timeout: float) -> bool:

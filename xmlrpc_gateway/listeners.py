@@ -69,11 +69,15 @@ class Listeners:
         self._listeners.add(listener)
         self._loop.add_reader(listener, self._accept, listener)
 
-    async def stop(self, listener: socket.socket) -> None:
-        """Accepts all who wait in the listener's queue, over the limit too, then closes it.
+    async def stop(self, listener: socket.socket | None = None) -> None:
+        """Accepts all who wait in the listener's queue, over the limit too, then closes it; without one, every one.
 
         Nobody who had connected is refused, unless the system is out of descriptors for longer than ten seconds.
         """
+        for stopping in tuple(self._listeners) if listener is None else (listener,):
+            await self._stop(stopping)
+
+    async def _stop(self, listener: socket.socket) -> None:
         self._listeners.discard(listener)
         self._loop.remove_reader(listener)
         try:

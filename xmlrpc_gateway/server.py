@@ -104,8 +104,8 @@ class HttpDoor:
         self._draining = False
         self._listeners.serve(listener)
 
-    async def stop_accepting(self, listener: socket.socket) -> None:
-        """Accepts all who wait in the listener's queue, then closes it. Nobody who had connected is refused."""
+    async def stop_accepting(self, listener: socket.socket | None = None) -> None:
+        """Accepts all who wait in the listener's queue (None: any queue), then closes it. Nobody there is refused."""
         await self._listeners.stop(listener)
         if self._arriving:
             await asyncio.wait(self._arriving)

@@ -63,6 +63,8 @@ class Limits:
 
 
 LIMITS: Final = Limits()
+# Our own daemon's answers: all records of a large pool are more than any caller may send (5,000 VMs: 3.5 million tags).
+REPLY_LIMITS: Final = Limits(size=256 * 1024 * 1024, tags=16_000_000)
 TOO_DEEP: Final = f"values are nested too deeply, the limit is {LIMITS.depth}"
 
 
@@ -79,7 +81,7 @@ def decode_call(body: bytes, limits: Limits = LIMITS) -> tuple[str, list[Value]]
     return name, _params(root[1], limits.depth)
 
 
-def decode_response(body: bytes, limits: Limits = LIMITS) -> Value | XmlRpcFault:
+def decode_response(body: bytes, limits: Limits = REPLY_LIMITS) -> Value | XmlRpcFault:
     """The only value of a methodResponse, or its fault. Raises CodecError."""
     root = _parse(body, limits)
     if root.tag != "methodResponse":
