@@ -150,8 +150,8 @@ class Store:
         self._watches.clear()
         if self._keeper is not None:
             self._keeper.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._keeper
+            # Not awaited itself: a cancellation of ours, which comes meanwhile, must not be taken for its own.
+            await asyncio.wait([self._keeper])
             self._keeper = None
 
     @property

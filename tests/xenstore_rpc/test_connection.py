@@ -10,6 +10,7 @@ import tempfile
 import tty
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, suppress
+from pathlib import Path
 
 import pytest
 
@@ -310,3 +311,14 @@ async def test_a_snapshot_reads_and_leaves_nothing(store_server: str) -> None:
         assert await store.directory("/snapshot") == ["a"]
     finally:
         await store.close()
+
+
+async def test_a_cancellation_during_close_is_not_swallowed(tmp_path: Path) -> None:
+    """A daemon that is told to end while its store cannot be reached must end, not try again."""
+    store = Store(str(tmp_path / "nobody"))
+    connecting = asyncio.create_task(store.connect(timeout=0), name="connect")
+    while store._keeper is None or not store._keeper.cancelling():
+        await asyncio.sleep(0)
+    connecting.cancel()
+    await asyncio.wait([connecting])
+    assert connecting.cancelled()
