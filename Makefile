@@ -17,9 +17,11 @@ lint:
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
+# Both parts; with BENCH="options" the first alone, with LARGE="options" the second.
 bench:
 	@scripts/setup test
-	@.venv/bin/python benchmarks/directions.py $(BENCH)
+	@$(if $(and $(LARGE),$(if $(BENCH),,alone)),,.venv/bin/python benchmarks/directions.py $(BENCH))
+	@$(if $(and $(BENCH),$(if $(LARGE),,alone)),,.venv/bin/python benchmarks/large.py $(LARGE))
 
 # After a change of bridges/interfaces: the published introspection XML and docs/mapping (a test keeps them identical).
 idl:

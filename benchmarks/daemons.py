@@ -71,7 +71,7 @@ async def serve_legacy(options: argparse.Namespace, serving: Any) -> None:
     async with await loop.create_unix_server(lambda: CannedHttp(replies), str(options.http), backlog=1024):
         if options.store is None:
             serving("canned legacy daemon")
-            await _until_told()
+            await until_told()
         else:
             await _serve_tree(options, serving)
 
@@ -84,7 +84,7 @@ async def _serve_tree(options: argparse.Namespace, serving: Any) -> None:
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(server.run())
         serving("canned legacy daemon")
-        await _until_told()
+        await until_told()
         await server.stop()
     await store.close()
 
@@ -98,7 +98,7 @@ async def serve_bus(options: argparse.Namespace) -> None:
     """Answers as the candidate of both services, in charge or not, until SIGTERM."""
     buses = [await _serve_service(options.bus, service) for service in ("squeezed", "xenopsd")]
     print("serving", flush=True)
-    await _until_told()
+    await until_told()
     for bus in buses:
         await bus.close()
 
@@ -142,20 +142,21 @@ def _bus_answers(service: str, translation: dbus_translation.Translation) -> dic
     return answers
 
 
-async def _until_told() -> None:
+async def until_told() -> None:
+    """Returns at SIGTERM."""
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     await stop.wait()
 
 
-def run(work: Any) -> None:
-    """On uvloop when it is there, as the bridge."""
+def run(work: Any) -> Any:
+    """What the work gives, on uvloop when it is there, as the bridge."""
     try:
         import uvloop  # noqa: PLC0415 -- an extra
     except ImportError:
-        asyncio.run(work)
+        return asyncio.run(work)
     else:
-        uvloop.run(work)
+        return uvloop.run(work)
 
 
 def main() -> None:

@@ -42,17 +42,21 @@ def http_call(path: str, measured: Measured) -> Call:
     body = measured.request
     head = b"POST / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: text/xml\r\n"
     request = head + b"content-length: %d\r\n\r\n%s" % (len(body), body)
-    loop = asyncio.get_running_loop()
 
     async def call() -> None:
-        with await _connect(path) as connection:
-            await loop.sock_sendall(connection, request)
-            received = await _receive(connection)
+        received = await exchange(path, request)
         if b"Success" not in received[:1000]:
             said = received.partition(b"\r\n\r\n")[2].decode(errors="replace")
             raise Failed(" ".join(re.sub("<[^>]*>", " ", said).split()) or "closed without an answer")
 
     return call
+
+
+async def exchange(path: str, request: bytes) -> bytes:
+    """The whole answer to a request at a Unix socket, head and all. Raises Failed when it breaks off."""
+    with await _connect(path) as connection:
+        await asyncio.get_running_loop().sock_sendall(connection, request)
+        return await _receive(connection)
 
 
 async def _connect(path: str) -> socket.socket:
