@@ -317,7 +317,7 @@ async def test_a_cancellation_during_close_is_not_swallowed(tmp_path: Path) -> N
     """A daemon that is told to end while its store cannot be reached must end, not try again."""
     store = Store(str(tmp_path / "nobody"))
     connecting = asyncio.create_task(store.connect(timeout=0), name="connect")
-    while store._keeper is None or not store._keeper.cancelling():
+    while store._keeper is None or not store._keeper.cancelling():  # noqa: ASYNC110 - nothing tells of it
         await asyncio.sleep(0)
     connecting.cancel()
     await asyncio.wait([connecting])
