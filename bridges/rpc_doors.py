@@ -222,7 +222,7 @@ class SocketCalls(Generic[Reply]):
         try:
             return method, tongue.translation.of(method).read_arguments(incoming.params)
         except Mismatch as mismatch:
-            text = f"{method.name}: {mismatch.place}: {mismatch.reason}"
+            text = f"{method.name}: {mismatch.for_the_log}"
             failure = tongue.translation.marshal_error(mismatch, incoming.method)
             raise _Said(Kind.INVALID_ARGUMENT, text, self._failure(tongue, incoming, failure)) from None
 

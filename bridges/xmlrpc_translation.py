@@ -245,6 +245,7 @@ def _read_into(arguments: dict[str, Value], place: _Place, value: Wire) -> None:
         found = place.read(value)
     except Mismatch as mismatch:
         mismatch.path.append(place.parameter.name)
+        mismatch.is_secret = place.parameter.secret
         raise
     if found is not None:
         arguments[place.parameter.name] = found

@@ -58,6 +58,12 @@ class Mismatch(Exception):
         self.expected = expected
         self.value = value
         self.path: list[str] = []
+        self.is_secret = False
+
+    @property
+    def for_the_log(self) -> str:
+        """Place and reason; without the reason, which shows the value, where that is a secret."""
+        return f"{self.place}: {'a secret that does not fit' if self.is_secret else self.reason}"
 
     @property
     def place(self) -> str:

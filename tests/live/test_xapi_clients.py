@@ -201,6 +201,10 @@ async def test_bad_input_at_the_doors_of_xapi(xapi: Toolstack) -> None:
     assert "Failure" in text
     status, text = await post("/jsonrpc", '[{"method": "host.get_all", "params": ["x"], "id": 1}]')
     if xapi.stage_name == "live":
+        secret = "".join(f"<param><value>{v}</value></param>" for v in ("root", "<i4>734915</i4>"))
+        assert "FIELD_TYPE_ERROR" in (await post("/", call.format("session.login_with_password", secret)))[1]
+        assert "pwd: a secret that does not fit" in xapi.log("bridge")
+        assert "734915" not in xapi.log("bridge")
         assert (await post("/", "<!DOCTYPE a [<!ENTITY b 'c'>]><methodCall/>"))[0] == 500
         deep = "<value>" + "<array><data><value>" * 3000 + "</value></data></array>" * 3000 + "</value>"
         status, deeply = await post("/", call.format("host.get_all", f"<param>{deep}</param>"))
