@@ -63,7 +63,7 @@ class Endpoints:
             self._framed = SocketDoor(self.situation, settings.framed, FramedClient)
         self.sockets = tuple(door for door in (self._http, self._framed) if door is not None)
         self._backends = doors.Backends(self._legacy_backend(), bus_daemon)
-        self._open_sockets()
+        self._set_doors()
         objects = ObjectTree()
         bus_door = doors.BusDoor(self.dispatch, self._backends, on_bus)
         bus_door.export(objects)
@@ -91,7 +91,8 @@ class Endpoints:
         assert settings.xenstore is not None
         return LegacyOverXenstore(Caller(self._store, settings.xenstore), self._service)
 
-    def _open_sockets(self) -> None:
+    def _set_doors(self) -> None:
+        """What serves each socket while it is ours."""
         if self._http is not None and self.settings.http is not None:
             manner = self._tongues.manner
             calls = SocketCalls(Door.HTTP, self.dispatch, self._backends, self._service, manner.unreadable)
