@@ -136,7 +136,7 @@ class Values:
             written = {name: Variant(sig, item(value[name])) for name, sig, item in plan if name in value}
             for name, kind in late:
                 if name in value:
-                    written[name] = Variant("a{sv}", self.writer(_class_of(kind, value))(value[name]))
+                    written[name] = Variant("a{sv}", self.writer(kind.beside(value))(value[name]))
             if len(written) < len(value):
                 written.update({name: untyped_to_bus(item) for name, item in value.items() if name not in names})
             return written
@@ -211,7 +211,7 @@ class Values:
             found = {name: read_variant(name, value[name], case) for name, case in plan.items() if name in value}
             for name, kind in late.items():
                 if name in value:
-                    found[name] = read_variant(name, value[name], ("a{sv}", self.reader(_class_of(kind, found))))
+                    found[name] = read_variant(name, value[name], ("a{sv}", self.reader(kind.beside(found))))
             for name in required:
                 if name not in found:
                     raise Mismatch(f"the record needs a member {name!r}")
@@ -246,10 +246,6 @@ class Values:
             return Tagged(tag, read_variant(tag, carried, case))
 
         return read if union.carries_arguments else read_tag
-
-
-def _class_of(kind: RecordOf, beside: dict[str, Value]) -> Record:
-    return kind.resolve(str(beside.get(kind.member, ""))) or UNKNOWN_RECORD
 
 
 def read_members(value: dict[str, Variant], plan: dict[str, tuple[str, Convert]]) -> dict[str, Value]:

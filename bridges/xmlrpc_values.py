@@ -119,6 +119,7 @@ def _number(number: int) -> Wire:
 
 
 def shown(value: Wire) -> str:
+    """As `shape`, but short enough for an error's text."""
     text = shape(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
@@ -212,7 +213,7 @@ class Values:
                         raise
             for name, kind in late:
                 if name in value:
-                    found[name] = self.reader(self._class_of(kind, found))(value[name])
+                    found[name] = self.reader(kind.beside(found))(value[name])
             if len(found) < len(value):
                 found.update({name: untyped_value(item) for name, item in value.items() if name not in names})
             return found
@@ -230,17 +231,12 @@ class Values:
             written = {name: item(value[name]) for name, item in plan if name in value}
             for name, kind in late:
                 if name in value:
-                    written[name] = self.writer(self._class_of(kind, value))(value[name])
+                    written[name] = self.writer(kind.beside(value))(value[name])
             if len(written) < len(value):
                 written.update({name: untyped(item) for name, item in value.items() if name not in names})
             return written
 
         return write
-
-    @staticmethod
-    def _class_of(kind: RecordOf, beside: dict[str, Value]) -> Type:
-        """The record of the class that stands beside it; an untyped one where that class is not written down."""
-        return kind.resolve(str(beside.get(kind.member, ""))) or UNKNOWN_RECORD
 
     def _read_union(self, union: Union, *, defaults: bool = True) -> Read:
         folds = self.dialect.case_insensitive_variants

@@ -10,7 +10,7 @@ service pays for what is called.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property, lru_cache
@@ -102,6 +102,10 @@ class RecordOf:
 
     member: str
     resolve: Callable[[str], Record | None]
+
+    def beside(self, members: Mapping[str, object]) -> Record:
+        """The record of the class that stands among these members; an untyped one where that is not written down."""
+        return self.resolve(str(members.get(self.member, ""))) or UNKNOWN_RECORD
 
 
 @dataclass(frozen=True, slots=True)
