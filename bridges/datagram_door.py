@@ -8,8 +8,6 @@ restarts.
 from __future__ import annotations
 
 import asyncio
-import logging
-from typing import Final
 
 from bridges.cutover import Keeper
 from bridges.doors import DatagramDoor
@@ -17,14 +15,12 @@ from bridges.situation import DoorError, Situation
 from xmlrpc_gateway import datagrams
 from xmlrpc_gateway.errors import AddressTaken
 
-LOG: Final = logging.getLogger("bridges.datagram_door")
-
 
 class DatagramAddress:
     """The address of one service, such as `@perfmon`."""
 
     def __init__(self, situation: Situation, address: str, door: DatagramDoor) -> None:
-        self.address = address
+        self._address = address
         self._situation = situation
         self._door = door
         self._bound: datagrams.DatagramDoor | None = None
@@ -34,11 +30,11 @@ class DatagramAddress:
         """Binds the address when the stage says that it is ours. Raises DoorError when somebody else has it."""
         if self._situation.meaning.tree is not Keeper.BRIDGE or self._bound is not None:
             return
-        bound = datagrams.DatagramDoor(self.address, self._receive)
+        bound = datagrams.DatagramDoor(self._address, self._receive)
         try:
             await bound.open()
         except (AddressTaken, OSError) as error:
-            raise DoorError(f"{self.address} cannot be bound: {error}; does a legacy daemon run?") from None
+            raise DoorError(f"{self._address} cannot be bound: {error}; does a legacy daemon run?") from None
         self._bound = bound
 
     async def leave(self) -> None:

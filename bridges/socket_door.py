@@ -49,7 +49,6 @@ class SocketDoor(Generic[AnyClient]):
     door: Door
 
     def __init__(self, situation: Situation, settings: SocketSettings, connect: Callable[[str], AnyClient]) -> None:
-        self.path = settings.socket
         self._situation = situation
         self._settings = settings
         self._behind_us = connect(str(settings.legacy))

@@ -18,7 +18,7 @@ from tests.fixtures_dbus import BusDaemon
 from tests.fixtures_xenstored import StoreProcess, running_store
 
 ROOT = Path(__file__).parents[1]
-SETTINGS = """
+HEAD = """
 [bus]
 address = "{bus}"
 [xenstore]
@@ -27,21 +27,21 @@ socket = "{store}"
 directory = "{directory}/state"
 [control]
 socket = "{directory}/control"
+"""
+SERVICES = """
 [services.squeezed]
 xenstore = "squeezed"
 http = {{ socket = "{directory}/memory", legacy = "{directory}/memory.legacy" }}
 reach = "{reach}"
 stale_at_start = "{stale}"
-[services.squeezed.legacy]
-start = {squeezed}
-stop = ["/bin/sh", "-c", "kill $(cat {directory}/squeezed.pid)"]
-pidfile = "{directory}/squeezed.pid"
 [services.xenopsd]
 http = {{ socket = "{directory}/xenopsd", legacy = "{directory}/xenopsd.legacy" }}
-[services.xenopsd.legacy]
-start = {xenopsd}
-stop = ["/bin/sh", "-c", "kill $(cat {directory}/xenopsd.pid)"]
-pidfile = "{directory}/xenopsd.pid"
+"""
+COMMANDS = """
+[services.{name}.legacy]
+start = {start}
+stop = ["/bin/sh", "-c", "kill $(cat {directory}/{name}.pid)"]
+pidfile = "{directory}/{name}.pid"
 """
 
 
@@ -75,17 +75,15 @@ class Host:
 
     def write_settings(self, *, reach: str = "xenstore", stale: str = "refuse") -> None:
         """The bridge's settings; `reach` is how it reaches the legacy squeezed, `stale` its stale_at_start."""
-        commands = {name: json.dumps(command) for name, command in self.legacy.items()}
-        self.settings.write_text(
-            SETTINGS.format(
-                bus=self.bus.address,
-                store=self.store.socket,
-                directory=self.directory,
-                reach=reach,
-                stale=stale,
-                **commands,
-            )
-        )
+        self.settle(SERVICES, reach=reach, stale=stale)
+
+    def settle(self, services: str, **more: object) -> None:
+        """Settings with these services, and the commands of the legacy daemons."""
+        common = {"bus": self.bus.address, "store": self.store.socket, "directory": self.directory}
+        text = (HEAD + services).format(**common, **more)
+        for name, command in self.legacy.items():
+            text += COMMANDS.format(name=name, start=json.dumps(command), directory=self.directory)
+        self.settings.write_text(text)
 
     def path(self, name: str) -> Path:
         return self.directory / name
@@ -150,6 +148,15 @@ class Host:
         async with asyncio.timeout(30):
             while set(await self.alarms(service)) != set(names):  # noqa: ASYNC110 - another process's state
                 await asyncio.sleep(0.05)
+
+    async def until_candidate(self, service: str = "squeezed") -> None:
+        """Waits until the bridge has heard from the bus that the service has a candidate."""
+        async with asyncio.timeout(30):
+            while True:
+                status = await self.control(verb="status")
+                if status["services"][service]["candidate"] is not None:  # type: ignore[index]
+                    return
+                await asyncio.sleep(0.01)
 
     async def _spawn(self, name: str, command: list[str]) -> None:
         assert name not in self._processes or not self.is_alive(name), f"{name} runs already"

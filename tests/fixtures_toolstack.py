@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 import socket
 import sys
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -14,21 +15,7 @@ from tests.fixtures_host import ROOT, Host
 from tests.fixtures_xenstored import StoreProcess, running_store
 
 STAND_IN = ROOT / "tests" / "live" / "stand_in.py"
-COMMANDS = """
-[services.{name}.legacy]
-start = {start}
-stop = ["/bin/sh", "-c", "kill $(cat {directory}/{name}.pid)"]
-pidfile = "{directory}/{name}.pid"
-"""
-SETTINGS = """
-[bus]
-address = "{bus}"
-[xenstore]
-socket = "{store}"
-[state]
-directory = "{directory}/state"
-[control]
-socket = "{directory}/control"
+SERVICES = """
 [services.xapi]
 http = {{ socket = "{directory}/xapi", legacy = "{directory}/xapi.legacy", listen = ["tcp:127.0.0.1:{port}"] }}
 [services.squeezed]
@@ -65,18 +52,29 @@ class Toolstack(Host):
 
     def write_settings(self, *, reach: str = "framed", stale: str = "refuse") -> None:
         """`reach` is how the bridge reaches the legacy squeezed."""
-        text = SETTINGS.format(
-            bus=self.bus.address,
-            store=self.store.socket,
-            directory=self.directory,
-            port=self.port,
-            reach=reach,
-            perfmon=self.perfmon,
-        )
-        for name, command in self.legacy.items():
-            if name != "xapi-behind":
-                text += COMMANDS.format(name=name, start=json.dumps(command), directory=self.directory)
-        self.settings.write_text(text)
+        self.settle(SERVICES, port=self.port, reach=reach, perfmon=self.perfmon)
+
+    async def start_xapi(self, stage: str) -> None:
+        """xapi in a stage of the bridge; a candidate for it is there in `live` alone."""
+        await self.start_legacy("xapi")
+        await self.start_bridge()
+        await self.stage("xapi", "relay")
+        if stage == "live":
+            await self.start_xapi_candidate()
+            await self.stage("xapi", "live")
+        self.stage_name = stage
+
+    async def in_flight(self) -> int:
+        """How many calls and streams of xapi are in flight."""
+        status: Any = await self.control(verb="status")
+        count: int = status["services"]["xapi"]["calls"]["in_flight"]
+        return count
+
+    async def until_in_flight(self, count: int) -> None:
+        """Waits until so many calls and streams of xapi are in flight."""
+        async with asyncio.timeout(40):
+            while await self.in_flight() != count:  # noqa: ASYNC110 - another process's state
+                await asyncio.sleep(0.02)
 
     async def start_candidate(self, service: str, *more: str) -> None:
         """A candidate on the bus for the service; returns when its name has an owner."""

@@ -37,28 +37,10 @@ async def result(host: Toolstack, method: str, *params: Any) -> Any:
     return reply["result"]
 
 
-async def in_flight(host: Toolstack) -> int:
-    status: Any = await host.control(verb="status")
-    count: int = status["services"]["xapi"]["calls"]["in_flight"]
-    return count
-
-
-async def until_in_flight(host: Toolstack, count: int) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while await in_flight(host) != count:  # noqa: ASYNC110 - another process's state
-            await asyncio.sleep(0.05)
-
-
 @pytest.fixture(params=["relay", "live"])
 async def xapi(toolstack: Toolstack, request: pytest.FixtureRequest) -> Toolstack:
     """xapi in a stage of the bridge."""
-    await toolstack.start_legacy("xapi")
-    await toolstack.start_bridge()
-    await toolstack.stage("xapi", "relay")
-    if request.param == "live":
-        await toolstack.start_xapi_candidate()
-        await toolstack.stage("xapi", "live")
-    toolstack.stage_name = request.param
+    await toolstack.start_xapi(request.param)
     return toolstack
 
 
@@ -71,7 +53,7 @@ async def test_many_waiters_hold_up_nobody(xapi: Toolstack) -> None:
         asyncio.create_task(result(xapi, "event.from", session, ["vm"], token, 60.0), name="waiter")
         for _ in range(MANY)
     ]
-    await until_in_flight(xapi, MANY)
+    await xapi.until_in_flight(MANY)
     async with asyncio.timeout(PATIENCE):
         nothing = await result(xapi, "event.from", session, ["sr"], token, 0.2)
         assert nothing["events"] == []
@@ -79,7 +61,7 @@ async def test_many_waiters_hold_up_nobody(xapi: Toolstack) -> None:
         batches = await asyncio.gather(*waiters)
     for batch in batches:
         assert any(event["snapshot"]["name_description"] == "changed" for event in batch["events"])
-    assert await in_flight(xapi) == 0
+    assert await xapi.in_flight() == 0
 
 
 async def test_a_wait_ends_with_its_caller(xapi: Toolstack) -> None:
@@ -87,31 +69,29 @@ async def test_a_wait_ends_with_its_caller(xapi: Toolstack) -> None:
     session = await result(xapi, "session.login_with_password", "root", "xapi")
     token = (await result(xapi, "event.from", session, ["vm"], "", 1.0))["token"]
     waiter = asyncio.create_task(post(xapi, "event.from", session, ["vm"], token, 3600.0), name="waiter")
-    await until_in_flight(xapi, 1)
+    await xapi.until_in_flight(1)
     waiter.cancel()
     await asyncio.wait([waiter])
-    await until_in_flight(xapi, 0)
+    await xapi.until_in_flight(0)
     if xapi.stage_name == "live":
         return  # a bus caller talks to the bus daemon itself
     bus = await Bus.connect(xapi.bus.address)
     where = (NAME, f"{PATH}/event", f"{NAME}.event1", "From", "sassd")
     call = asyncio.create_task(bus.call(*where, (session, ["vm"], token, 3600.0), timeout=PATIENCE), name="bus waiter")
-    await until_in_flight(xapi, 1)
+    await xapi.until_in_flight(1)
     call.cancel()
     await bus.close()
     await asyncio.wait([call])
-    await until_in_flight(xapi, 0)
+    await xapi.until_in_flight(0)
 
 
 async def test_a_move_ends_the_waits(toolstack: Toolstack) -> None:
     """They change nothing, so that a move need not wait for them: their callers are told to ask again."""
-    await toolstack.start_legacy("xapi")
-    await toolstack.start_bridge()
-    await toolstack.stage("xapi", "relay")
+    await toolstack.start_xapi("relay")
     session = await result(toolstack, "session.login_with_password", "root", "xapi")
     token = (await result(toolstack, "event.from", session, ["vm"], "", 1.0))["token"]
     waiter = asyncio.create_task(post(toolstack, "event.from", session, ["vm"], token, 3600.0), name="waiter")
-    await until_in_flight(toolstack, 1)
+    await toolstack.until_in_flight(1)
     await toolstack.start_xapi_candidate()
     await toolstack.stage("xapi", "live")
     reply = await waiter

@@ -137,6 +137,7 @@ async def test_a_candidate_that_fails(
     try:
         candidate = await kind(bus)
         await bus.request_name(names.candidate_name("squeezed"))
+        await host.until_candidate()
         before = host.legacy_pid("squeezed")
         calls = [
             asyncio.create_task(relayed.rpc("memory", "reserve_memory", "d", f"held{number}", "1"))

@@ -19,9 +19,7 @@ pytestmark = pytest.mark.timeout(180)
 @pytest.fixture
 async def xapi(toolstack: Toolstack) -> Toolstack:
     """xapi behind the bridge, and one on the bus that could take over."""
-    await toolstack.start_legacy("xapi")
-    await toolstack.start_bridge()
-    await toolstack.stage("xapi", "relay")
+    await toolstack.start_xapi("relay")
     await toolstack.start_xapi_candidate()
     return toolstack
 
@@ -49,15 +47,6 @@ class Client:
         self.writer.close()
 
 
-async def until_in_flight(host: Toolstack, count: int) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while True:
-            status = await host.control(verb="status")
-            if status["services"]["xapi"]["calls"]["in_flight"] == count:  # type: ignore[index]
-                return
-            await asyncio.sleep(0.02)
-
-
 async def test_an_export_and_an_import(xapi: Toolstack) -> None:
     """Both have every byte; the answer's head is the daemon's own."""
     client = await Client.connect(xapi)
@@ -75,7 +64,7 @@ async def test_an_export_and_an_import(xapi: Toolstack) -> None:
     assert (await client.head()).startswith(b"HTTP/1.1 200 OK\r\n")
     assert json.loads(await client.rest()) == {"bytes": size, "sha256": hashlib.sha256(data).hexdigest()}
     client.close()
-    await until_in_flight(xapi, 0)
+    await xapi.until_in_flight(0)
 
 
 async def test_a_console_ends_with_a_move(xapi: Toolstack) -> None:
@@ -85,7 +74,7 @@ async def test_a_console_ends_with_a_move(xapi: Toolstack) -> None:
     assert b" 200 OK" in await client.head()
     client.writer.write(b"keys\0\xff")
     assert await client.reader.readexactly(6) == b"keys\0\xff"
-    await until_in_flight(xapi, 1)
+    await xapi.until_in_flight(1)
     await xapi.stage("xapi", "live")
     assert await client.rest() == b""
     client.close()
@@ -95,7 +84,7 @@ async def test_an_import_is_waited_for(xapi: Toolstack) -> None:
     """A move in the middle of it is refused; nothing of it is lost; afterwards the service moves."""
     client = await Client.connect(xapi)
     client.writer.write(b"PUT /import HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\n\r\nabc")
-    await until_in_flight(xapi, 1)
+    await xapi.until_in_flight(1)
     answer = await xapi.control(verb="stage", service="xapi", stage="live", reason="test")
     assert not answer["ok"]
     assert "1 calls are still in flight" in str(answer["error"])
@@ -103,7 +92,7 @@ async def test_an_import_is_waited_for(xapi: Toolstack) -> None:
     await client.head()
     assert json.loads(await client.rest())["bytes"] == 6
     client.close()
-    await until_in_flight(xapi, 0)
+    await xapi.until_in_flight(0)
     await xapi.stage("xapi", "live")
     client = await Client.connect(xapi)
     client.writer.write(b"GET /export?bytes=10 HTTP/1.1\r\nHost: x\r\n\r\n")

@@ -29,13 +29,7 @@ pytestmark = pytest.mark.timeout(240)
 @pytest.fixture(params=["relay", "live"])
 async def xapi(toolstack: Toolstack, request: pytest.FixtureRequest) -> Toolstack:
     """xapi in a stage of the bridge."""
-    await toolstack.start_legacy("xapi")
-    await toolstack.start_bridge()
-    await toolstack.stage("xapi", "relay")
-    if request.param == "live":
-        await toolstack.start_xapi_candidate()
-        await toolstack.stage("xapi", "live")
-    toolstack.stage_name = request.param
+    await toolstack.start_xapi(request.param)
     return toolstack
 
 

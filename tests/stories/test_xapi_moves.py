@@ -36,9 +36,7 @@ async def post(host: Toolstack, target: str, body: str) -> str:
 async def test_every_login_is_executed_once(toolstack: Toolstack) -> None:
     """A login makes a session wherever it is executed: each is answered, and counted once on one of the sides."""
     host = toolstack
-    await host.start_legacy("xapi")
-    await host.start_bridge()
-    await host.stage("xapi", "relay")
+    await host.start_xapi("relay")
     await host.start_xapi_candidate()
     bus = await Bus.connect(host.bus.address)
 
