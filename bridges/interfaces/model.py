@@ -35,6 +35,23 @@ class Effect(StrEnum):
     WRITE = "write"
 
 
+class HandleForm(StrEnum):
+    """How a handle looks that is known to one process of the service alone, until that process ends.
+
+    number     decimal text of a counter that begins anew in every process
+    count      the same counter's value as an integer: a cursor
+    count text the same as decimal text
+    reference  `OpaqueRef:` and a random uuid
+    token      two numbers of 20 digits with a comma between them: a cursor
+    """
+
+    NUMBER = "number"
+    COUNT = "count"
+    COUNT_TEXT = "count text"
+    REFERENCE = "reference"
+    TOKEN = "token"  # noqa: S105 -- a cursor
+
+
 @dataclass(frozen=True, slots=True)
 class Basic:
     """unit, bool, int (63 bits), int32, int64, float, string, char, datetime (its text), or any (an untyped value)."""
@@ -222,6 +239,7 @@ class _MethodData(msgspec.Struct, frozen=True):
     secret: tuple[str, ...] = ()
     produces: dict[str, str] = {}
     consumes: dict[str, str] = {}
+    ends: tuple[str, ...] = ()
     xenstore: XenstoreForm | None = None
 
 
@@ -236,6 +254,7 @@ class _ServiceData(msgspec.Struct, frozen=True):
     deadline: float = 300.0
     abstracts: dict[str, str] = {}
     queue: str | None = None
+    handles: dict[str, HandleForm] = {}
     xenstore_errors: dict[str, XenstoreError] = {}
 
 
@@ -247,7 +266,8 @@ class Method:
     `doors` limits the legacy doors that know the method (empty: all); `positional` marks the two methods of which the
     legacy daemon still accepts the older positional form; `version` is that of its interface on the bus.
     `produces` and `consumes` name the handles in the result and in arguments by place: `result.*` is every element of a
-    list, `result.keys` the keys of a map, `result.1` the second of a tuple.
+    list, `result.keys` the keys of a map, `result.1` the second of a tuple, `result.*.Task` what that case of a union
+    carries. `ends` are the places in arguments whose handles are no more once the call succeeded.
     """
 
     service: str
@@ -265,6 +285,7 @@ class Method:
     secret_result: bool = False
     produces: dict[str, str] = field(default_factory=dict)
     consumes: dict[str, str] = field(default_factory=dict)
+    ends: tuple[str, ...] = ()
 
     @cached_property
     def member(self) -> str:
@@ -277,7 +298,7 @@ class Service:
     """Everything written down about one service.
 
     `dialect` is how its legacy daemons lay values out, `version` the number behind its interfaces' names on the bus,
-    `http_format` what its HTTP socket speaks.
+    `http_format` what its HTTP socket speaks; `handles` are the kinds of handles that one process alone knows.
     """
 
     def __init__(self, data: _ServiceData) -> None:
@@ -286,6 +307,7 @@ class Service:
         self.version = data.version
         self.http_format = data.http_format
         self.queue = data.queue
+        self.handles = data.handles
         self.xenstore_errors = data.xenstore_errors
         self._types = data.types
         self._abstracts = data.abstracts
@@ -397,6 +419,7 @@ class Service:
             secret_result="result" in data.secret and not is_async,
             produces={"result": "task"} if is_async else data.produces,
             consumes=data.consumes,
+            ends=() if is_async else data.ends,
         )
 
     def type(self, expression: Any) -> Type:
