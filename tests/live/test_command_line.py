@@ -28,6 +28,7 @@ async def test_without_a_bridge(host: Host, tmp_path: Path) -> None:
     for arguments, code, *words in (
         (["--help"], 0, "Commands:", "release"),
         (["stage", "--help"], 0, "--accept-in-doubt"),
+        (["kill", "-h"], 0, "Bring a service back"),
         ([], 2, "Usage:"),
         (["dance"], 2, "No such command 'dance'"),
         (["status", "--wrong"], 2, "No such option: --wrong"),
@@ -38,6 +39,8 @@ async def test_without_a_bridge(host: Host, tmp_path: Path) -> None:
         (["status", "--json"], 3, "no bridge answers at"),
         (["stage", "squeezed"], 3, "no bridge answers at"),
         (["stage", "squeezed", "relay"], 2, "a move needs --reason TEXT"),
+        (["kill", "squeezed", "--reason", "r"], 3, "no bridge answers at"),
+        (["doctor"], 1, "memory: No such file or directory", "could not tell  bridge: no bridge answers at"),
         (["release"], 0, "nothing to do"),
     ):  # fmt: skip
         found, output, errors = await host.cli(*arguments)
@@ -95,16 +98,18 @@ async def test_status_and_moves(host: Host, relayed: Any) -> None:
     assert "squeezed" in output
     assert json.loads((await host.cli("status", "--json"))[1])["xenopsd"]["stage"] == "relay"
     assert json.loads((await host.cli("stage", "squeezed", "--json"))[1])["epoch"] == 1
-    code, output, _ = await host.cli("stage", "squeezed", "live", "--dry-run")
-    assert code == 0
-    assert "1. relay to live: hold" in output
-    code, _, errors = await host.cli("stage", "squeezed", "live", "--reason", "test")
+    anyway = ("--skip", "test", "--override", "test")
+    code, output, errors = await host.cli("stage", "squeezed", "live", "--dry-run", *anyway)
+    assert code == 1
+    assert "relay to live: hold" in output
+    assert "start the bus daemon first" in errors
+    code, _, errors = await host.cli("stage", "squeezed", "live", "--reason", "test", *anyway)
     assert code == 1
     assert "start the bus daemon first" in errors
     assert (await host.cli("stage", "nosuch"))[0] == 2
     assert (await host.cli("stage", "squeezed", "alive", "--reason", "r"))[0] == 2
     await host.start_bus_squeezed()
-    code, output, _ = await host.cli("stage", "squeezed", "live", "--reason", "test")
+    code, output, _ = await host.cli("stage", "squeezed", "live", "--reason", "test", *anyway)
     assert code == 0
     assert "squeezed: relay -> live, epoch 2, calls held for " in output
     await host.end("bus")
