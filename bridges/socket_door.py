@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Final, Generic, Protocol, TypeVar
 
+from bridges.activation import Activation
 from bridges.calls import Side
 from bridges.cutover import Keeper
 from bridges.rpc_doors import Server
@@ -43,17 +44,26 @@ class Door(Protocol):
 class SocketDoor(Generic[AnyClient]):
     """The address of one socket of a service. `client` reaches the legacy daemon wherever its socket stands now.
 
-    `connect` makes a client of a path; `door` is set before the address is taken.
+    `connect` makes a client of a path; `door` is set before the address is taken. `activation` keeps the listener for
+    the next bridge.
     """
 
     door: Door
 
-    def __init__(self, situation: Situation, settings: SocketSettings, connect: Callable[[str], AnyClient]) -> None:
+    def __init__(
+        self,
+        situation: Situation,
+        settings: SocketSettings,
+        connect: Callable[[str], AnyClient],
+        activation: Activation,
+    ) -> None:
         self._situation = situation
+        self._activation = activation
         self._settings = settings
         self._behind_us = connect(str(settings.legacy))
         self._at_its_path = connect(str(settings.socket))
         self._owned: sockets.OwnedSocket | None = None
+        self._is_kept = False
         self._server: Server | None = None
         self._retiring: set[asyncio.Task[None]] = set()
 
@@ -61,21 +71,31 @@ class SocketDoor(Generic[AnyClient]):
         return self._at_its_path if self._owned is None else self._behind_us
 
     async def take(self) -> None:
-        """Our listener at the path, the legacy daemon's beside it; no moment without one. Raises DoorError."""
+        """Our listener at the path, the legacy daemon's beside it; no moment without one. Raises DoorError.
+
+        A listener that we inherited and that stands at the path is gone on with, and those who wait there are served.
+        """
+        path, legacy = self._settings.socket, self._settings.legacy
         try:
-            owned = sockets.take(self._settings.socket, self._settings.legacy)
+            inherited = self._activation.claim(path)
+            owned = sockets.take(path, legacy) if inherited is None else sockets.adopt(inherited, path, legacy)
         except (OSError, AddressTaken) as error:
-            raise DoorError(f"{self._settings.socket} cannot be taken: {error}") from None
+            raise DoorError(f"{path} cannot be taken: {error}") from None
         self._owned = owned
         if self._server is not None:  # it goes on at its other addresses, and with those whom it had accepted
             await self._server.serve_socket(owned.socket)
-            return
-        try:
-            self._server = await self.door.open(owned.socket)
-        except OSError as error:
-            self._owned = None
-            sockets.give_back(owned)
-            raise DoorError(f"{self._settings.socket} cannot be served: {error.strerror or error}") from None
+        else:
+            try:
+                self._server = await self.door.open(owned.socket)
+            except OSError as error:
+                self._owned = None
+                sockets.give_back(owned)
+                raise DoorError(f"{path} cannot be served: {error.strerror or error}") from None
+        self._is_kept = inherited is not None or self._activation.keep(owned)
+        for stale in self._activation.leftovers(path):
+            LOG.info("%s: %s: those who wait at an earlier listener are served", self._situation.service, path)
+            await self._server.serve_socket(stale)
+            await self._server.stop_accepting(stale)
 
     async def give_back(self) -> None:
         """The path is the legacy daemon's again, and whoever had reached us has been answered."""
@@ -83,7 +103,13 @@ class SocketDoor(Generic[AnyClient]):
         if self._retiring:
             await asyncio.wait(self._retiring)
 
-    async def _leave(self) -> None:
+    async def stop(self) -> None:
+        """The process ends: as `give_back`, but what no legacy daemon could serve is left to the next bridge."""
+        await self._leave(for_next=self._is_kept and self._situation.meaning.authority is Side.BUS)
+        if self._retiring:
+            await asyncio.wait(self._retiring)
+
+    async def _leave(self, *, for_next: bool = False) -> None:
         """Gives the path back, if it is ours still; whoever had reached us is answered in the background.
 
         Their calls may wait at the gate until a move is over, so the move must not wait for them.
@@ -92,8 +118,10 @@ class SocketDoor(Generic[AnyClient]):
         serving, self._server = self._server, None
         if serving is None:
             return
-        if owned is not None and sockets.is_ours(owned):
-            sockets.give_back(owned)
+        if owned is not None and not (for_next and sockets.is_ours(owned)):
+            if sockets.is_ours(owned):
+                sockets.give_back(owned)
+            self._activation.forget(owned)
         await serving.stop_accepting()
         task = asyncio.create_task(self._retire(serving), name=f"retiring door of {self._situation.service}")
         self._retiring.add(task)
@@ -105,21 +133,32 @@ class SocketDoor(Generic[AnyClient]):
         await serving.close()
 
     def release_if_legacys(self) -> None:
-        """At a start: a path that is the legacy daemon's by our stage, and that a killed bridge held, is given back."""
+        """At a start: a path that is the legacy daemon's by our stage, and that a killed bridge held, is given back.
+
+        Raises DoorError when another bridge holds it.
+        """
         if self._situation.meaning.sockets is Keeper.LEGACY:
-            done = sockets.release(self._settings.socket, self._settings.legacy)
+            try:
+                done = sockets.release(self._settings.socket, self._settings.legacy)
+            except AddressTaken as error:
+                raise DoorError(str(error)) from None
             if done is not sockets.Returned.NOTHING:
                 LOG.warning("%s: %s: %s", self._situation.service, self._settings.socket, done)
 
-    async def look(self) -> None:
-        """A legacy daemon that was restarted has bound the path again: it is taken again. Raises DoorError."""
-        if self._situation.meaning.sockets is not Keeper.BRIDGE:
-            return
-        if self._owned is not None and not sockets.is_ours(self._owned):
+    async def look(self) -> bool:
+        """A legacy daemon that was restarted has bound the path again: it is taken again. Raises DoorError.
+
+        Whether it was.
+        """
+        if not self._situation.meaning.sockets.is_ours:
+            return False
+        was_taken_away = self._owned is not None and not sockets.is_ours(self._owned)
+        if self._owned is not None and was_taken_away:
             LOG.warning("%s: %s was bound by somebody else: taking it again", self._situation.service, self._owned.path)
             if self._situation.meaning.authority is Side.BUS:
                 self._situation.alarm("SPLIT_OWNER", f"{self._owned.path} was bound: does a legacy daemon run?")
         await self.take_again()
+        return was_taken_away
 
     async def take_again(self) -> None:
         """Takes the path unless it is ours. Raises DoorError."""
@@ -127,6 +166,7 @@ class SocketDoor(Generic[AnyClient]):
             return
         lost, self._owned = self._owned, None
         if lost is not None and self._server is not None:
+            self._activation.forget(lost)
             await self._server.stop_accepting(lost.socket)
         await self.take()
 
@@ -151,13 +191,18 @@ class SocketDoor(Generic[AnyClient]):
 
     async def daemon_listens(self) -> bool:
         """Whether the legacy daemon accepts connections, at its path or behind us."""
+        return await self.daemon_pid() is not None
+
+    async def daemon_pid(self) -> int | None:
+        """The process that listens at its path or behind us, None when nobody does."""
         ours = self._owned is not None and sockets.is_ours(self._owned)
         path = self._settings.legacy if ours else self._settings.socket
         try:
-            (await sockets.connect_unix(str(path))).close()
+            connection = await sockets.connect_unix(str(path))
         except (OSError, DaemonUnreachable):
-            return False
-        return True
+            return None
+        with connection:
+            return sockets.process_of(connection)
 
     async def close(self) -> None:
         await self._behind_us.close()

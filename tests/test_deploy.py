@@ -44,6 +44,16 @@ def test_the_further_services_are_valid_too() -> None:
     assert set(settings.services) == set(model.services()) - {"squeezed", "xenopsd"}
 
 
+def test_the_unit_keeps_the_listeners_of_every_service() -> None:
+    """Two sockets a service and as many stale ones; and the kernel may be asked about them."""
+    text = (DEPLOY / "xcp-bridge.service").read_text()
+    unit = dict(re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE))
+    assert int(unit["FileDescriptorStoreMax"]) >= 2 * 2 * len(model.services())
+    assert (unit["Type"], unit["NotifyAccess"], unit["Restart"]) == ("notify", "main", "always")
+    assert unit["ExecStopPost"].endswith(" release")
+    assert "AF_NETLINK" in unit["RestrictAddressFamilies"].split()
+
+
 @pytest.mark.parametrize("unit", ["xcp-bus.service", "xcp-bridge.service"])
 def test_the_units_are_understood_by_systemd(unit: str, tmp_path: Path) -> None:
     """systemd-analyze has nothing to say, once the programs stand where the units expect them."""

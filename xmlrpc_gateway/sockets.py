@@ -2,7 +2,8 @@
 
 To take PATH from a daemon: listen at PATH.new, hard-link PATH to LEGACY, rename PATH.new to PATH. The daemon keeps its
 socket under the name LEGACY. To give it back: rename LEGACY to PATH. Each step is atomic, and after a crash between any
-two of them `take` or `release` finds out from the file system what remains to be done.
+two of them `take` or `release` finds out from the file system what remains to be done. A listener that was handed over
+by the process that had bound it is adopted, if PATH is its file still.
 """
 
 from __future__ import annotations
@@ -33,8 +34,11 @@ _SOCK_DIAG_BY_FAMILY: Final = 20
 _REQUEST: Final = 1
 _ANY_STATE: Final = 0xFFFFFFFF
 _ANY_COOKIE: Final = 0xFFFFFFFF
+_SHOW_FILE: Final = 2
 _SHOW_PEER: Final = 4
+_UNIX_DIAG_VFS: Final = 1
 _UNIX_DIAG_PEER: Final = 2
+_CREDENTIALS: Final = struct.Struct("iII")  # struct ucred
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +68,18 @@ def take(path: Path, legacy_path: Path) -> OwnedSocket:
     """Listens at `path`; a daemon that listens there stays reachable at `legacy_path`.
 
     A socket at `path` that nobody serves, left by a crash of ours or of the daemon, is replaced. Raises AddressTaken
-    when both paths are served, OSError for what the file system refuses.
+    when another bridge serves it or both paths are served, OSError for what the file system refuses.
     """
     found = _socket_status(path)
     # The same file under both names: an earlier `take` ended after its first step.
     if found is not None and not _same(path, legacy_path) and _is_served(path):
-        if _is_served(legacy_path):
-            raise AddressTaken(f"{path} and {legacy_path} are both served: another bridge is at work")
-        _link(path, legacy_path)
+        bridge = _bridge_at(path)
+        if bridge is None:
+            if _is_served(legacy_path):
+                raise AddressTaken(f"{path} and {legacy_path} are both served: another bridge is at work")
+            _link(path, legacy_path)
+        else:
+            _refuse_if_alive(bridge, path)
     new = path.with_name(f"{path.name}.new")
     new.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -89,6 +97,37 @@ def take(path: Path, legacy_path: Path) -> OwnedSocket:
         new.unlink(missing_ok=True)
         raise
     return OwnedSocket(path, legacy_path, listener, bound.st_dev, bound.st_ino)
+
+
+def adopt(listener: socket.socket, path: Path, legacy_path: Path) -> OwnedSocket:
+    """Goes on with a listener whose file is at `path` (see `stands_at`), and with those who wait in its queue.
+
+    Raises FileNotFoundError when the file has gone since.
+    """
+    listener.settimeout(0)
+    listener.listen(_QUEUE)  # again, so that whoever asks who serves the path (SO_PEERCRED) is told of us
+    bound = path.lstat()
+    return OwnedSocket(path, legacy_path, listener, bound.st_dev, bound.st_ino)
+
+
+def is_named_for(listener: socket.socket, path: Path) -> bool:
+    """Whether a listener was bound at `path` by somebody, or by `take`, wherever its file is now."""
+    return listener.getsockname() in (str(path), f"{path}.new")
+
+
+def stands_at(listener: socket.socket, path: Path) -> bool:
+    """Whether the file at `path` is the one that a listener was bound to; False where the kernel does not say.
+
+    As long as the socket lives no other file of its file system gets that inode. The kernel's device is not compared:
+    on some file systems stat(2) gives another. Source: sock_diag(7), UNIX_DIAG_VFS: the low 32 bits of the inode.
+    """
+    found = _diagnosis(listener, _SHOW_FILE, _UNIX_DIAG_VFS)
+    if found is None or not is_named_for(listener, path):
+        return False
+    try:
+        return path.lstat().st_ino & 0xFFFFFFFF == int(struct.unpack_from("=I", found)[0])
+    except FileNotFoundError:
+        return False
 
 
 def is_ours(owned: OwnedSocket) -> bool:
@@ -114,7 +153,11 @@ def give_back(owned: OwnedSocket) -> Returned:
 
 
 def release(path: Path, legacy_path: Path) -> Returned:
-    """Gives an address back on behalf of a process that ended without doing so."""
+    """Gives an address back on behalf of a process that ended without doing so.
+
+    Raises AddressTaken when a bridge that lives serves the path, OSError for what the file system refuses.
+    """
+    refuse_another_bridge(path)
     path.with_name(f"{path.name}.new").unlink(missing_ok=True)
     if _socket_status(legacy_path) is None:
         return Returned.NOTHING
@@ -124,6 +167,13 @@ def release(path: Path, legacy_path: Path) -> Returned:
         return Returned.LEFT
     legacy_path.rename(path)
     return Returned.GIVEN_BACK
+
+
+def refuse_another_bridge(path: Path) -> None:
+    """Raises AddressTaken when `path` is served by a bridge that lives."""
+    bridge = _bridge_at(path)
+    if bridge is not None:
+        _refuse_if_alive(bridge, path)
 
 
 def open_connections(path: Path) -> Counter[int]:
@@ -155,15 +205,32 @@ def _unix_sockets() -> Iterator[tuple[int, str, str]]:
 
 
 def peer_inode(connection: socket.socket) -> int | None:
-    """The inode of the socket at the other end of a Unix connection; None where the kernel does not say.
+    """The inode of the socket at the other end of a Unix connection; None where the kernel does not say."""
+    found = _diagnosis(connection, _SHOW_PEER, _UNIX_DIAG_PEER)
+    return _number(found)
 
-    Source: sock_diag(7): one message of AF_UNIX by inode, answered with the attribute UNIX_DIAG_PEER.
-    """
-    if connection.family != socket.AF_UNIX:
+
+def peer_of(inode: int) -> int | None:
+    """As peer_inode, of a Unix socket that need not be ours."""
+    return _number(_attribute(inode, _SHOW_PEER, _UNIX_DIAG_PEER))
+
+
+def _number(attribute: bytes | None) -> int | None:
+    return None if attribute is None else int(struct.unpack_from("=I", attribute)[0]) or None
+
+
+def _diagnosis(asked: socket.socket, show: int, wanted: int) -> bytes | None:
+    """One attribute of a Unix socket of ours, as the kernel tells it; None where it does not."""
+    if asked.family != socket.AF_UNIX:
         return None
+    return _attribute(os.fstat(asked.fileno()).st_ino, show, wanted)
+
+
+def _attribute(inode: int, show: int, wanted: int) -> bytes | None:
+    """Source: sock_diag(7): one message of AF_UNIX by inode, answered with the attributes that `show` names."""
     request = _DIAG.pack(
         _DIAG.size, _SOCK_DIAG_BY_FAMILY, _REQUEST, 1, 0,
-        socket.AF_UNIX, 0, 0, _ANY_STATE, os.fstat(connection.fileno()).st_ino, _SHOW_PEER, _ANY_COOKIE, _ANY_COOKIE,
+        socket.AF_UNIX, 0, 0, _ANY_STATE, inode, show, _ANY_COOKIE, _ANY_COOKIE,
     )  # fmt: skip
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as kernel:
@@ -176,10 +243,16 @@ def peer_inode(connection: socket.socket) -> int | None:
     at = _DIAG_REPLY
     while at + 4 <= len(reply):
         length, kind = struct.unpack_from("=HH", reply, at)
-        if kind == _UNIX_DIAG_PEER:
-            return int(struct.unpack_from("=I", reply, at + 4)[0]) or None
+        if kind == wanted:
+            return reply[at + 4 : at + length]
         at += max(4, (length + 3) & ~3)
     return None
+
+
+def process_of(connection: socket.socket) -> int:
+    """The process at the other end of a Unix connection; of one that we made, the process that called listen(2)."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return int(_CREDENTIALS.unpack(credentials)[0])
 
 
 async def connect_unix(path: str) -> socket.socket:
@@ -227,6 +300,28 @@ def _is_served(path: Path) -> bool:
         except (ConnectionRefusedError, FileNotFoundError):
             return False
     return True
+
+
+def _bridge_at(path: Path) -> int | None:
+    """The process that listens at `path` if it took the path as we do: its listener has the name PATH.new.
+
+    It may have ended: the service manager keeps its listener for the next one.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(0)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return None
+        # Not the whole name: the other may know the directory by another one.
+        if Path(os.fsdecode(probe.getpeername())).name != f"{path.name}.new":
+            return None
+        return process_of(probe)
+
+
+def _refuse_if_alive(bridge: int, path: Path) -> None:
+    if Path(f"/proc/{bridge}").exists():
+        raise AddressTaken(f"{path} is served by another bridge (process {bridge}): end one of the two")
 
 
 def _same(path: Path, legacy_path: Path) -> bool:
