@@ -130,8 +130,9 @@ class Machine:
 
     def move(self, service: str, stage: str) -> None:
         """Moves a service. Raises PartFailed."""
-        words = ["stage", service, stage, "--reason", "benchmark", "--settings", self.at("bridge.toml")]
-        code, output = self._parts.run(python("-m", "bridges", *words))
+        words = ["stage", service, stage, "--settings", self.at("bridge.toml")]
+        reasons = [word for option in ("reason", "skip", "override") for word in (f"--{option}", "benchmark")]
+        code, output = self._parts.run(python("-m", "bridges", *words, *reasons))
         if code != 0:
             raise PartFailed(f"{service} to {stage}: {output}\n{self._parts.last_words('bridge')}")
 

@@ -155,11 +155,11 @@ class LegacyOverXenstore:
 
 
 class BusDaemon:
-    """The daemon that owns the service's name on the bus. `bus` is exchanged when the connection was lost."""
+    """The daemon that owns the service's name on the bus, or its candidate's. `bus` is exchanged when it was lost."""
 
-    def __init__(self, service: str, translation: dbus_translation.Translation) -> None:
+    def __init__(self, service: str, translation: dbus_translation.Translation, *, is_candidate: bool = False) -> None:
         self.bus: Bus | None = None
-        self._name = names.service_name(service)
+        self._name = names.candidate_name(service) if is_candidate else names.service_name(service)
         self._translation = translation
 
     async def ask(self, call: Call) -> Value:

@@ -2,20 +2,25 @@
 
 One connection per service, since a bus policy's `send_destination` matches every name of a connection. The bridge is
 never queued for a name. A connection that was lost is made anew; the name and the candidate are looked after again.
+In complete a daemon that owns the name by itself, without Assume, is as good.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Final
 
+from bridges import candidates, dbus_translation
 from bridges.backends import BusDaemon
+from bridges.calls import Side
+from bridges.candidates import PATIENCE
 from bridges.cutover import Keeper, Stage
-from bridges.faults import FROM_DBUS, Kind
+from bridges.faults import Kind
 from bridges.situation import DoorError, Situation
-from dbus_side import introspection, names
+from dbus_side import names
 from dbus_side.bus import Bus
 from dbus_side.errors import BusError, BusRefused, BusUnreachable
 from dbus_side.exported import ObjectTree
@@ -23,26 +28,15 @@ from dbus_side.messages import MethodCall, NameOutcome
 
 LOG: Final = logging.getLogger("bridges.bus_presence")
 
-# What a bus daemon offers at /org/xen/xcp/SERVICE: Assume and Yield make it the authority and no more, by epoch.
-_EPOCH: Final = introspection.Argument("epoch", "t")
-CANDIDATE: Final = introspection.Interface(
-    name="org.xen.xcp.Candidate1",
-    methods=(introspection.Method("Assume", (_EPOCH,), ()), introspection.Method("Yield", (_EPOCH,), ())),
-    properties=(introspection.Property("Epoch", "t", "read"),),
-)
-PATIENCE: Final = 10.0
 FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 5.0
 
 
-class CandidateRefused(DoorError):
-    """The candidate answered, with an error: it did not do what it was told."""
-
-
 class BusPresence:
-    """One service's part of the bus. `daemon` is the backend that uses the same connection.
+    """One service's part of the bus. `daemons` are the backends that use the same connection.
 
-    `long_polls` has path and member of the methods that wait for as long as their callers do.
+    `long_polls` has path and member of the methods that wait for as long as their callers do. `on_assumed` is told the
+    process that has taken Assume, before it can own the name.
     """
 
     def __init__(
@@ -50,14 +44,16 @@ class BusPresence:
         situation: Situation,
         address: str,
         objects: ObjectTree,
-        daemon: BusDaemon,
+        daemons: tuple[BusDaemon, ...],
         long_polls: frozenset[tuple[str, str]],
+        on_assumed: Callable[[str], Awaitable[None]],
     ) -> None:
         self._situation = situation
         self._address = address
         self._objects = objects
-        self._daemon = daemon
+        self._daemons = daemons
         self._long_polls = long_polls
+        self._on_assumed = on_assumed
         self._name = names.service_name(situation.service)
         self._candidate_name = names.candidate_name(situation.service)
         self._bus: Bus | None = None
@@ -96,7 +92,7 @@ class BusPresence:
             await bus.track_owner(self._candidate_name, self._note_owner)
             await bus.track_owner(self._name, self._note_owner)
             self._assumed_by = None
-            self._bus = self._daemon.bus = bus
+            self._use(bus)
             if self._situation.meaning.bus is Keeper.BRIDGE:
                 await self._own_again(bus)
             self._ready.set()
@@ -107,8 +103,13 @@ class BusPresence:
                 keeper.cancel()
             raise BusUnreachable("the connection was lost")
         finally:
-            self._bus = self._daemon.bus = None
+            self._use(None)
             await bus.close()
+
+    def _use(self, bus: Bus | None) -> None:
+        self._bus = bus
+        for daemon in self._daemons:
+            daemon.bus = bus
 
     async def _answer(self, call: MethodCall) -> tuple[str, tuple[Any, ...]]:
         """The reply to a call at the bus door; what is refused, by us or by the service, is a line in the log."""
@@ -151,8 +152,10 @@ class BusPresence:
                 owner = bus.owner(self._candidate_name)
                 if owner is None:
                     self._assumed_by = None
-                if situation.standing.stage is Stage.LIVE:
-                    if owner is None:
+                if situation.meaning.authority is Side.BUS:
+                    if owner is None and self._stands_alone(bus):
+                        situation.calm("NO_AUTHORITY")
+                    elif owner is None:
                         situation.alarm(
                             "NO_AUTHORITY", "the bus daemon is gone; callers get Unavailable until it is back"
                         )
@@ -167,9 +170,12 @@ class BusPresence:
             await self._owner_changed.wait()
             self._owner_changed.clear()
 
+    def _stands_alone(self, bus: Bus) -> bool:
+        return self._situation.standing.stage is Stage.COMPLETE and bus.owner(self._name) not in (None, bus.unique_name)
+
     async def look(self) -> None:
         """What the stage demands, once more: a name may be free by now, a candidate that failed may be fit."""
-        if self._situation.standing.stage is Stage.LIVE and "NO_AUTHORITY" in self._situation.alarms:
+        if self._situation.meaning.authority is Side.BUS and "NO_AUTHORITY" in self._situation.alarms:
             self._owner_changed.set()
         if self._situation.meaning.bus is Keeper.BRIDGE and self._bus is not None:
             await self._own_again(self._bus)
@@ -218,18 +224,30 @@ class BusPresence:
     async def assume(self, epoch: int) -> None:
         """Tells the candidate that it is the authority, and sees that it has asked for the name. Raises DoorError."""
         owner = await self.candidate()
-        await self._tell(owner, "Assume", epoch)
         bus = await self.connection()
+        if (process := await candidates.process(bus, owner)) is not None:
+            await self._on_assumed(process)
+        await candidates.tell(bus, owner, self._situation.service, "Assume", epoch)
         if bus.owner(self._name) != owner and owner not in await self._queued_owners(bus):
             raise DoorError(f"the candidate took Assume but did not request {self._name}")
         self._assumed_by = owner
 
-    async def yield_(self, epoch: int) -> None:
-        """Tells the bus daemon that it is the authority no more; when this returns it has finished what it had."""
-        owner = (await self.connection()).owner(self._candidate_name)
+    @property
+    def is_there(self) -> bool:
+        """Whether the service has its connection to the bus."""
+        return self._bus is not None
+
+    async def yield_(self, epoch: int) -> bool:
+        """Tells the bus daemon that it is the authority no more; when this returns it has finished what it had.
+
+        False when there is nobody on the bus to tell. Raises DoorError.
+        """
+        bus = await self.connection()
+        owner = bus.owner(self._candidate_name)
         self._assumed_by = None
         if owner is not None:
-            await self._tell(owner, "Yield", epoch)
+            await candidates.tell(bus, owner, self._situation.service, "Yield", epoch)
+        return owner is not None
 
     async def hand_name_over(self) -> None:
         """Releases the name to the queued candidate and sees that it owns it. Raises DoorError."""
@@ -244,27 +262,27 @@ class BusPresence:
         except TimeoutError:
             raise DoorError(f"{self._name} did not pass to the candidate {wanted}") from None
 
+    async def check_candidate(self, translation: dbus_translation.Translation) -> tuple[str, ...]:
+        """The methods that the candidate does not offer. Raises DoorError when it is not fit to be the authority."""
+        owner = await self.candidate()
+        bus = await self.connection()
+        try:
+            if owner == bus.owner(self._name) or owner in await self._queued_owners(bus):
+                text = f"the candidate {owner} has asked for {self._name} before Assume: it may execute writes already"
+                raise DoorError(f"{text}; end it and mend it")
+            await candidates.check_epoch(bus, owner, self._situation.service, self._situation.standing.epoch)
+            return await candidates.missing(bus, owner, translation)
+        except BusError as error:
+            raise DoorError(f"the candidate {owner} does not answer as a candidate does: {error}") from None
+
     def owner_of_candidate(self) -> str | None:
         """The candidate's unique name as far as is known now."""
         return None if self._bus is None else self._bus.owner(self._candidate_name)
 
-    async def _tell(self, owner: str, member: str, epoch: int) -> None:
-        bus = await self.connection()
-        path = names.service_path(self._situation.service)
-        try:
-            await bus.call(owner, path, CANDIDATE.name, member, "t", (epoch,), timeout=PATIENCE)
-        except BusError as error:
-            text = f"the candidate {owner} did not accept {member}({epoch}): {error}"
-            if isinstance(error, BusRefused) and FROM_DBUS.get(error.name) is not Kind.IN_DOUBT:
-                raise CandidateRefused(text) from None
-            raise DoorError(text) from None
-
     async def _queued_owners(self, bus: Bus) -> list[str]:
         """Who waits for the name; nobody when it has no owner."""
-        driver = "org.freedesktop.DBus"
-        path = "/org/freedesktop/DBus"
         try:
-            reply = await bus.call(driver, path, driver, "ListQueuedOwners", "s", (self._name,), timeout=PATIENCE)
+            reply = await candidates.ask_driver(bus, "ListQueuedOwners", self._name)
         except BusRefused:
             return []
         return list(reply.body[0])

@@ -1,265 +1,288 @@
-"""The verbs of the bridge itself: on the control socket, which works without the bus, and as org.xen.xcp.Bridge1 on it.
-
-The control socket (0600) speaks one JSON object a line and answers one a line: `{"verb": "status"}`,
-`{"verb": "stage", "service": ..., "stage": ..., "reason": ..., "skip"?, "dry_run"?, "accept_in_doubt"?}`. The answer is
-`{"ok": true, ...}` or `{"ok": false, "error": TEXT, "refused": BOOL}`; refused means: understood, and not done.
-"""
+"""What the bridge's own verbs do, whichever way they came (`control_doors`)."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import json
-import logging
-import os
-import socket
-import struct
+from collections import Counter
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Final
 
-from bridges import cutover
-from bridges.cutover import IllegalMove, Stage
-from bridges.endpoints import Endpoints
-from bridges.flip import FlipRefused, Receipt, move
-from bridges.state import Order, State
-from dbus_side import introspection
-from dbus_side.bus import Bus
-from dbus_side.errors import BusRefused
-from dbus_side.exported import ObjectTree
-from dbus_side.messages import MethodCall
-from dbus_side.signatures import Variant
+from bridges import cutover, evidence, routing
+from bridges.calls import Door, Side
+from bridges.checks import Finding, Verdict
+from bridges.cutover import Stage
+from bridges.dispatch import HOLD_SECONDS
+from bridges.durable import NotDurable
+from bridges.endpoints import Endpoints, settings_doors
+from bridges.flip import FlipRefused, Receipt, move, note
+from bridges.journal import Journal
+from bridges.ledger import Ledger
+from bridges.routing import Reason
+from bridges.situation import DoorError
+from bridges.state import NotWritten, Order, State
+from xenstore_rpc.errors import XenstoreError
 
-LOG: Final = logging.getLogger("bridges.control")
-
-BUS_NAME: Final = "org.xen.xcp.bridge"
-BUS_PATH: Final = "/org/xen/xcp/bridge"
-LINE_LIMIT: Final = 64 * 1024
-
-_arg = introspection.Argument
-INTERFACE: Final = introspection.Interface(
-    name="org.xen.xcp.Bridge1",
-    methods=(
-        introspection.Method("Status", (), (_arg("services", "a{sa{sv}}"),)),
-        introspection.Method(
-            "SetStage",
-            (_arg("service", "s"), _arg("stage", "s"), _arg("reason", "s"), _arg("options", "a{sv}")),
-            (_arg("epoch", "t"), _arg("held_seconds", "d")),
-        ),
-        introspection.Method("Plan", (_arg("service", "s"), _arg("stage", "s")), (_arg("steps", "as"),)),
-    ),
-    signals=(
-        introspection.Signal(
-            "StageChanged", (_arg("service", "s"), _arg("origin", "s"), _arg("target", "s"), _arg("epoch", "t"))
-        ),
-    ),
-)
+# What an operator does about an alarm.
+_MEND: Final = {
+    "SPLIT_OWNER": "end the daemon that the text names; then xcp-bridge acknowledge, or kill",
+    "NAME_TAKEN": "end the daemon that owns the name; then xcp-bridge acknowledge",
+    "ACCOUNTS": "keep the log and report it: this is a defect of the bridge; xcp-bridge kill brings legacy back",
+    "NO_AUTHORITY": "start the daemon that the text names, or xcp-bridge kill",
+    "BUS_LOST": "start xcp-bus.service; xcp-bridge kill works without it",
+    "STORE_LOST": "start xenstored",
+    "TREE_LOST": "mend what the text says, then restart the bridge",
+    "DOORS": "correct the path or the daemon that the text names",
+    "STATE": "free space in the state directory",
+    "ANOTHER_BRIDGE": "end the other bridge",
+}
 
 
 class WrongRequest(Exception):
     """A request that names something that does not exist, or lacks what its verb needs."""
 
 
-class Control:
-    """What the verbs do, whichever way they came."""
+class NotNow(Exception):
+    """A verb that was understood and not carried out; the text says why and what to do."""
 
-    def __init__(self, services: Mapping[str, Endpoints], state: State) -> None:
+
+class Control:
+    """The verbs."""
+
+    def __init__(self, services: Mapping[str, Endpoints], state: State, journal: Journal, ledger: Ledger) -> None:
         self._services = services
         self._state = state
+        self._journal = journal
+        self._ledger = ledger
         self.on_change: Callable[[Receipt], None] | None = None
 
-    def status(self) -> dict[str, dict[str, object]]:
+    def status(self) -> dict[str, dict[str, Any]]:
         return {name: endpoints.status() for name, endpoints in self._services.items()}
 
-    def flips(self, service: str | None) -> list[dict[str, object]]:
-        return self._state.flips(service)
+    def epoch(self, service: str) -> int:
+        return self._find(service).situation.standing.epoch
 
-    def plan(self, service: str, stage: str) -> list[str]:
+    def audit(self, service: str | None, limit: int) -> list[dict[str, Any]]:
+        return self._state.audit(service, limit)
+
+    def steps(self, service: str, stage: str, *, skips: bool = True) -> list[str]:
         """What SetStage would do. Raises WrongRequest or IllegalMove."""
-        endpoints, target = self._find(service, stage)
-        settings = endpoints.settings
-        steps: list[str] = []
+        endpoints, target = self._find(service), _stage(stage)
+        doors = settings_doors(endpoints.settings)
+        found: list[str] = []
         here = endpoints.situation.standing.stage
-        for there in cutover.moves(here, target):
+        for there in cutover.moves(here, target, skips=skips):
             parts = cutover.plan(
                 here,
                 there,
-                sockets=bool(settings.http or settings.framed),
-                tree=settings.xenstore is not None,
-                datagrams=settings.datagram is not None,
+                sockets=bool(endpoints.sockets),
+                tree=Door.XENSTORE in doors,
+                datagrams=Door.DATAGRAM in doors,
             )
-            steps += [f"{here} to {there}: {part}" for part in parts]
+            found += [f"{here} to {there}: {part}" for part in parts]
             here = there
-        return steps
+        return found
+
+    async def plan(self, service: str, stage: str, order: Order) -> dict[str, Any]:
+        """The steps of a move, its gates and how long callers would wait at most. Raises also FlipRefused."""
+        steps = self.steps(service, stage, skips=order.skip is not None)
+        self._check_order(service, _stage(stage))
+        gates, refused = [], None
+        try:
+            gates = await self._find(service).gates(_stage(stage))
+        except DoorError as error:
+            refused = f"{service} cannot be moved now: {error}"
+        return {"plan": steps, "gates": gates, "refused": refused, "promised": {"held_seconds_limit": HOLD_SECONDS}}
 
     async def set_stage(
         self, service: str, stage: str, order: Order, *, accept_in_doubt: bool = False
     ) -> list[Receipt]:
         """Moves a service. Raises WrongRequest, IllegalMove or FlipRefused."""
-        endpoints, target = self._find(service, stage)
-        if not order.reason.strip():
-            raise WrongRequest("a move needs a reason")
+        endpoints, target = self._find(service), _stage(stage)
+        _need_reason(order)
+        try:
+            self._check_order(service, target)
+        except FlipRefused as refusal:
+            note(endpoints, self._state, target, order, f"refused: {refusal}")
+            raise
+        return await self._move(endpoints, target, order, accept_in_doubt=accept_in_doubt)
+
+    async def kill(self, service: str, order: Order, *, accept_in_doubt: bool = False) -> tuple[list[Receipt], str]:
+        """Brings a service back to legacy authority, whatever its gates, its freeze and other services say."""
+        endpoints = self._find(service)
+        _need_reason(order)
+        here = endpoints.situation.standing.stage
+        target = cutover.kill_target(here)
+        if target is None:
+            note(endpoints, self._state, here, order, "nothing to do")
+            return [], f"{service} is {here}: the legacy daemon is the authority already"
+        receipts = await self._move(endpoints, target, order, accept_in_doubt=accept_in_doubt)
+        left_behind = self._waiting_for(service, target)
+        text = f"{service} is {target}: the legacy daemon is the authority"
+        if left_behind:
+            text += f"; these were to be moved after it only: {', '.join(left_behind)}"
+        return receipts, text
+
+    async def _move(self, endpoints: Endpoints, target: Stage, order: Order, *, accept_in_doubt: bool) -> list[Receipt]:
         receipts = await move(endpoints, self._state, target, order, accept_in_doubt=accept_in_doubt)
         for receipt in receipts:
             if self.on_change is not None:
                 self.on_change(receipt)
         return receipts
 
-    def _find(self, service: str, stage: str) -> tuple[Endpoints, Stage]:
+    def _check_order(self, service: str, target: Stage) -> None:
+        """Services that must be moved first, or be moved back first. Raises FlipRefused."""
+        unmet = cutover.unmet(target, self._find(service).settings.requires, self._stages())
+        if unmet:
+            first = unmet[0]
+            text = (
+                f"{service} requires {', '.join(map(str, unmet))}: {first.service} is {self._stages()[first.service]}"
+            )
+            raise FlipRefused(f"{text}; xcp-bridge stage {first.service} {first.stage} first")
+        if left_behind := self._waiting_for(service, target):
+            raise FlipRefused(
+                f"{', '.join(left_behind)} requires more of {service} than {target}: move that back first"
+            )
+
+    def _waiting_for(self, service: str, target: Stage) -> list[str]:
+        """Services that would stand where they may not, were this one moved there."""
+        stages = {**self._stages(), service: target}
+        return [
+            name
+            for name, other in self._services.items()
+            if any(each.service == service for each in other.settings.requires)
+            and any(each.service == service for each in cutover.unmet(stages[name], other.settings.requires, stages))
+        ]
+
+    def _stages(self) -> dict[str, Stage]:
+        return {name: endpoints.situation.standing.stage for name, endpoints in self._services.items()}
+
+    def farewell(self, service: str) -> dict[str, Any]:
+        """What is left to do, for a service that is complete."""
+        endpoints = self._find(service)
+        if endpoints.situation.standing.stage is not Stage.COMPLETE:
+            return {}
+        doors = tuple(map(str, settings_doors(endpoints.settings)))
+        return {"checklist": evidence.checklist(service, doors, endpoints.witness.unused())}
+
+    async def acknowledge(self, service: str, order: Order) -> dict[str, Any]:
+        """Somebody has looked: ends a freeze, and the writes in doubt are not held against the service any more."""
+        endpoints = self._find(service)
+        _need_reason(order)
+        situation = endpoints.situation
+        was = situation.frozen
+        try:
+            self._state.freeze(service, None)
+            count = await self._journal.acknowledge(service, f"{order.who}: {order.reason}")
+        except (NotWritten, NotDurable) as error:
+            raise NotNow(str(error)) from None
+        situation.frozen = None
+        thawed = f"no longer frozen ({was})" if was else "was not frozen"
+        note(endpoints, self._state, situation.standing.stage, order, f"{thawed}; {count} calls in doubt")
+        return {"text": f"{service} {thawed}", "in_doubt": count}
+
+    def explain(self, service: str, method: str, door: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Which rule would route a call, and which would not. Raises WrongRequest."""
+        endpoints = self._find(service)
+        try:
+            at = Door(door)
+        except ValueError:
+            raise WrongRequest(f"no door {door!r}; doors: {', '.join(Door)}") from None
+        call: dict[str, Any] = {"service": service, "method": method, "arguments": arguments}
+        known = endpoints.on_bus.service.method(method)
+        reasons, result = routing.explain(
+            service, endpoints.situation.standing.stage, at, is_held=endpoints.dispatch.is_held
+        )
+        if known is None:
+            text = f"{method} is not written down: it passes untouched to a legacy daemon, else it is refused by name"
+            reasons.append(Reason("unknown method", routing.Verdict.PASSES, text))
+        else:
+            call |= {"effect": str(known.effect), "deadline": known.deadline}
+            reasons += routing.beside(endpoints.situation.standing.stage, known)
+        return {"call": call, "door": door, **_rules(reasons), "result": result}
+
+    async def explain_recorded(self, service: str, number: int) -> dict[str, Any]:
+        """Which rule routed a write that was made. Raises WrongRequest when the journal does not have it."""
+        self._find(service)
+        entry = await self._journal.entry(number)
+        if entry is None or entry["service"] != service:
+            raise WrongRequest(f"the journal has no call {number} of {service}; it has writes only, the newest")
+        stage, door = Stage(entry["stage"]), Door(entry["door"])
+        reasons, result = routing.explain(service, stage, door, is_held=False)
+        result = f"{result}, in epoch {entry['epoch']}: {entry['outcome'] or 'in flight'}"
+        call = {name: value for name, value in entry.items() if name != "kept"}
+        return {"call": call, "door": str(door), **_rules(reasons), "result": result}
+
+    async def handles(self, service: str) -> dict[str, Any]:
+        """The handles that callers know, and what is kept in the store. Raises WrongRequest, NotNow."""
+        endpoints = self._find(service)
+        try:
+            rows = [{"handle": row.pop("alias"), **row} for row in await self._ledger.rows(service)]
+            kept = await endpoints.reservations()
+        except (NotDurable, XenstoreError) as error:
+            raise NotNow(f"{service}: {error}") from None
+        reservations = None
+        if endpoints.settings.xenstore is not None:
+            reservations = [
+                {
+                    "session": name.partition("/")[0],
+                    "id": name.partition("/")[2],
+                    "kib": value.decode("ascii", "replace"),
+                }
+                | {"state": "in the store, adopted by whoever rules"}
+                for name, value in kept.items()
+            ]
+        summary = Counter(f"{row['kind']} {row['state']}" for row in rows)
+        if reservations:
+            summary["reservations"] = len(reservations)
+        return {"handles": rows, "reservations": reservations, "summary": dict(summary)}
+
+    async def doctor(self) -> list[dict[str, str]]:
+        """What the running bridge knows to be wrong, and how to mend it."""
+        found: list[Finding] = []
+        for name, endpoints in self._services.items():
+            found += await self._look_at(name, endpoints)
+        return [{"place": f.place, "verdict": f.verdict, "text": f.text, "mend": f.mend} for f in found]
+
+    async def _look_at(self, name: str, endpoints: Endpoints) -> list[Finding]:
+        situation = endpoints.situation
+        place = f"{name} ({situation.standing.stage})"
+        found = [
+            Finding(place, Verdict.BAD, f"{alarm}: {text}", _MEND.get(alarm, ""))
+            for alarm, text in situation.alarms.items()
+        ]
+        if situation.frozen is not None:
+            mend = f"when that is mended: xcp-bridge acknowledge {name} --reason TEXT"
+            found.append(Finding(place, Verdict.BAD, f"is frozen: {situation.frozen}", mend))
+        if count := self._journal.in_doubt_count(name):
+            mend = f"look whether they were executed, then xcp-bridge acknowledge {name} --reason TEXT"
+            found.append(Finding(place, Verdict.WARNING, f"{count} calls are in doubt", mend))
+        if endpoints.bus.owner_of_candidate() is not None and situation.meaning.authority is Side.LEGACY:
+            try:
+                missing = await endpoints.bus.check_candidate(endpoints.on_bus)
+            except DoorError as error:
+                found.append(Finding(f"{name} candidate", Verdict.BAD, str(error), "it cannot be moved to until then"))
+            else:
+                text = f"does not offer {', '.join(missing[:3])}" if missing else "is fit to be moved to"
+                found.append(Finding(f"{name} candidate", Verdict.WARNING if missing else Verdict.GOOD, text))
+        return found or [Finding(place, Verdict.GOOD, f"authority {situation.meaning.authority}, nothing is wrong")]
+
+    def _find(self, service: str) -> Endpoints:
         endpoints = self._services.get(service)
         if endpoints is None:
             raise WrongRequest(f"no service {service!r} in the settings; known: {', '.join(self._services) or 'none'}")
-        try:
-            return endpoints, Stage(stage)
-        except ValueError:
-            raise WrongRequest(f"no stage {stage!r}; stages: {', '.join(cutover.LADDER)}") from None
+        return endpoints
 
 
-class ControlSocket:
-    """The control socket of this daemon: only root and the daemon's own user are heard (SO_PEERCRED)."""
-
-    def __init__(self, path: Path, control: Control) -> None:
-        self._path = path
-        self._control = control
-        self._server: asyncio.Server | None = None
-
-    async def open(self) -> None:
-        """Listens. Raises OSError; a socket left by a dead bridge is replaced, one that answers is not."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(ConnectionRefusedError, FileNotFoundError), socket.socket(socket.AF_UNIX) as probe:
-            probe.connect(str(self._path))
-            raise OSError(f"{self._path}: another bridge answers there")
-        self._path.unlink(missing_ok=True)
-        mask = os.umask(0o177)
-        try:
-            self._server = await asyncio.start_unix_server(self._serve, str(self._path), limit=LINE_LIMIT)
-        finally:
-            os.umask(mask)
-
-    async def close(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            self._path.unlink(missing_ok=True)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection: socket.socket = writer.get_extra_info("socket")
-        _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        try:
-            while line := await reader.readline():
-                answer = await self._answer(line, uid)
-                writer.write(json.dumps(answer).encode() + b"\n")
-                await writer.drain()
-        except (OSError, ValueError) as error:
-            LOG.info("control connection of uid %d: %s", uid, error)
-        finally:
-            writer.close()
-
-    async def _answer(self, line: bytes, uid: int) -> dict[str, Any]:
-        if uid not in (0, os.getuid()):
-            return {"ok": False, "error": f"uid {uid} may not control the bridge", "refused": True}
-        try:
-            request = json.loads(line)
-            if not isinstance(request, dict):
-                raise WrongRequest("expected a JSON object with a member 'verb'")
-            return {"ok": True, **await self._perform(request, uid)}
-        except (IllegalMove, FlipRefused) as error:
-            return {"ok": False, "error": str(error), "refused": True}
-        except (WrongRequest, ValueError) as error:
-            return {"ok": False, "error": str(error), "refused": False}
-        except Exception:
-            LOG.exception("control request")
-            return {"ok": False, "error": "internal error; the bridge's log has the details", "refused": False}
-
-    async def _perform(self, request: dict[str, Any], uid: int) -> dict[str, Any]:
-        match request.get("verb"):
-            case "status":
-                return {"services": self._control.status()}
-            case "flips":
-                return {"flips": self._control.flips(_text_or_none(request, "service"))}
-            case "stage":
-                service, stage = _text(request, "service"), _text(request, "stage")
-                if request.get("dry_run"):
-                    return {"plan": self._control.plan(service, stage)}
-                order = Order(f"uid {uid}", _text(request, "reason"), _text_or_none(request, "skip"))
-                receipts = await self._control.set_stage(
-                    service, stage, order, accept_in_doubt=bool(request.get("accept_in_doubt"))
-                )
-                return {"receipts": [_receipt(receipt) for receipt in receipts]}
-            case verb:
-                raise WrongRequest(f"unknown verb {verb!r}; known: status, stage, flips")
+def _stage(stage: str) -> Stage:
+    try:
+        return Stage(stage)
+    except ValueError:
+        raise WrongRequest(f"no stage {stage!r}; stages: {', '.join(cutover.LADDER)}") from None
 
 
-class ControlObject:
-    """org.xen.xcp.Bridge1 on a bus connection. The caller's uid is asked of the bus and checked here as well."""
-
-    def __init__(self, control: Control) -> None:
-        self._control = control
-        control.on_change = self._stage_changed
-        self._objects = ObjectTree()
-        self._objects.add(BUS_PATH, INTERFACE, self._answer)
-        self._bus: Bus | None = None
-
-    async def serve(self, bus: Bus) -> None:
-        self._bus = bus
-        bus.serve(self._objects.answer)
-
-    def _stage_changed(self, receipt: Receipt) -> None:
-        """Tells everybody on the bus; without a bus there is nobody to tell."""
-        if self._bus is not None and not self._bus.closed.is_set():
-            body = (receipt.service, str(receipt.origin), str(receipt.target), receipt.epoch)
-            self._bus.emit(BUS_PATH, INTERFACE.name, "StageChanged", "ssst", body)
-
-    async def _answer(self, call: MethodCall, method: introspection.Method) -> tuple[Any, ...]:
-        assert self._bus is not None
-        uid = await self._bus.sender_uid(call.sender)
-        if uid not in (0, os.getuid()):
-            raise BusRefused("org.freedesktop.DBus.Error.AccessDenied", "s", (f"uid {uid} may not control the bridge",))
-        try:
-            if method.name == "Status":
-                return ({name: _variants(record) for name, record in self._control.status().items()},)
-            if method.name == "Plan":
-                return (self._control.plan(*call.body),)
-            service, stage, reason, options = call.body
-            skip = options.get("skip")
-            order = Order(f"uid {uid}", reason, None if skip is None else str(skip.value))
-            in_doubt = options.get("accept_in_doubt", Variant("b", False)).value is True  # noqa: FBT003 -- a D-Bus boolean
-            receipts = await self._control.set_stage(service, stage, order, accept_in_doubt=in_doubt)
-        except (IllegalMove, FlipRefused) as error:
-            raise BusRefused("org.xen.xcp.bridge.Error.Refused", "s", (str(error),)) from None
-        except WrongRequest as error:
-            raise BusRefused("org.xen.xcp.Error.InvalidArgument", "s", (str(error),)) from None
-        return (receipts[-1].epoch, sum(receipt.held_seconds for receipt in receipts))
+def _need_reason(order: Order) -> None:
+    if not order.reason.strip():
+        raise WrongRequest("a move needs a reason")
 
 
-def _receipt(receipt: Receipt) -> dict[str, object]:
-    return {
-        "service": receipt.service,
-        "origin": receipt.origin,
-        "target": receipt.target,
-        "epoch": receipt.epoch,
-        "held_seconds": round(receipt.held_seconds, 4),
-    }
-
-
-def _text(request: dict[str, Any], key: str) -> str:
-    value = request.get(key)
-    if not isinstance(value, str):
-        raise WrongRequest(f"{key}: expected text, got {value!r}")
-    return value
-
-
-def _text_or_none(request: dict[str, Any], key: str) -> str | None:
-    return None if request.get(key) is None else _text(request, key)
-
-
-def _variants(record: Mapping[str, object]) -> dict[str, Variant]:
-    """A status record as D-Bus carries it: text s, numbers x, nested records a{sv}; what is None is absent."""
-    found: dict[str, Variant] = {}
-    for name, value in record.items():
-        if isinstance(value, int):
-            found[name] = Variant("x", value)
-        elif isinstance(value, str):
-            found[name] = Variant("s", str(value))
-        elif isinstance(value, Mapping):
-            found[name] = Variant("a{sv}", _variants(value))
-    return found
+def _rules(reasons: list[Reason]) -> dict[str, Any]:
+    return {"rules": [{"rule": r.rule, "verdict": str(r.verdict), "text": r.text} for r in reasons]}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 
-from bridges.cutover import Keeper
 from bridges.doors import DatagramDoor
 from bridges.situation import DoorError, Situation
 from xmlrpc_gateway import datagrams
@@ -28,7 +27,7 @@ class DatagramAddress:
 
     async def look(self) -> None:
         """Binds the address when the stage says that it is ours. Raises DoorError when somebody else has it."""
-        if self._situation.meaning.tree is not Keeper.BRIDGE or self._bound is not None:
+        if not self._situation.meaning.tree.is_ours or self._bound is not None:
             return
         bound = datagrams.DatagramDoor(self._address, self._receive)
         try:

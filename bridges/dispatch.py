@@ -1,7 +1,9 @@
-"""The life of one call: wait at the gate, be admitted in an epoch, be asked of the authority, be counted.
+"""The life of one call: wait at the gate, be admitted in an epoch, be recorded, be asked of the authority, be counted.
 
 The rules that hold here and nowhere else
     * a call goes to the authority of the moment it was admitted, once; nothing is ever sent again
+    * a write is recorded before it is dispatched, and its result before the answer leaves
+    * a write never reaches a candidate
     * while the gate is held new calls wait, bounded in number and time; those admitted finish in their epoch
     * admitted = answered + in flight + in doubt + abandoned, at every reading
 """
@@ -13,11 +15,19 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from functools import partial
+from typing import Final, NamedTuple, TypeVar
 
+from bridges import routing
 from bridges.calls import Door, Side
+from bridges.cutover import Stage
+from bridges.durable import NotDurable
 from bridges.faults import Fault, Kind
+from bridges.interfaces.model import Effect, Method
+from bridges.journal import Entry, Found, Journal
+from bridges.state import Standing
 
 LOG: Final = logging.getLogger("bridges.dispatch")
 
@@ -26,13 +36,40 @@ IN_FLIGHT_LIMIT: Final = 4096
 HELD_LIMIT: Final = 4096
 # Longer than any flip takes: a take-over of the tree gives up after 5 s, a start or Assume after 10 s.
 HOLD_SECONDS: Final = 30.0
+ANSWERED: Final = "answered"
+_UNKNOWN_SECONDS: Final = 300.0
 
 T = TypeVar("T")
 
 
+class Arrival(NamedTuple):
+    """What is known of a call when it stands at a door, before it is read.
+
+    `deadline` is on time.monotonic's clock; None marks a long poll, which a drain may end. `request` is what the
+    door's protocol calls the request, empty where it has no name for it.
+    """
+
+    door: Door
+    name: str
+    effect: Effect
+    deadline: float | None
+    request: str = ""
+
+
+def arrival(door: Door, method: Method | None, name: str = "", request: str = "") -> Arrival:
+    """A call of a method as of now; what is not written down may change something, so it counts as a write."""
+    if method is None:
+        return Arrival(door, name, Effect.WRITE, time.monotonic() + _UNKNOWN_SECONDS, request)
+    deadline = None if method.deadline is None else time.monotonic() + method.deadline
+    return Arrival(door, method.name, method.effect, deadline, request)
+
+
 @dataclass(slots=True)
 class Counters:
-    """What happened to the calls of one service since the bridge started."""
+    """What happened to the calls of one service since the bridge started.
+
+    `last_use` is when a call came to each door, on time.monotonic's clock.
+    """
 
     admitted: int = 0
     answered: int = 0
@@ -42,15 +79,17 @@ class Counters:
     by_door: Counter[str] = field(default_factory=Counter)
     by_side: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
+    last_use: dict[str, float] = field(default_factory=dict)
 
 
 class Dispatch:
     """All calls of one service, whichever door they came by."""
 
-    def __init__(self, service: str) -> None:
+    def __init__(self, service: str, journal: Journal) -> None:
         self.service = service
-        self.authority = Side.LEGACY
+        self.standing = Standing(Stage.OFF, 0)
         self.counters = Counters()
+        self._journal = journal
         # Admitted calls; with the task that waits when the call is a long poll, which a drain may end.
         self._in_flight: dict[object, asyncio.Task[object] | None] = {}
         self._ended: set[object] = set()
@@ -81,6 +120,25 @@ class Dispatch:
     def in_flight(self) -> int:
         return len(self._in_flight)
 
+    @property
+    def is_held(self) -> bool:
+        return self._gate is not None
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether every call that was admitted is accounted for."""
+        counters = self.counters
+        done = counters.answered + counters.in_doubt + counters.abandoned
+        return counters.admitted == done + len(self._in_flight)
+
+    async def recorded(self, request: str) -> Found | None:
+        """What is known of a write of that request from before a crash."""
+        return await self._journal.find(self.service, request)
+
+    def goes_to_candidate(self, method: Method) -> bool:
+        """Whether a candidate is asked this as well. The one place that decides it: a write never reaches one."""
+        return routing.asks_candidate(self.standing.stage, method.effect, method.deadline)
+
     def hold(self) -> None:
         """Closes the gate: calls that come from now on wait."""
         if self._gate is None:
@@ -108,17 +166,27 @@ class Dispatch:
             return False
         return True
 
-    async def run(self, door: Door, deadline: float | None, work: Callable[[Side], Awaitable[T]]) -> T:
+    async def run(
+        self, arrived: Arrival, work: Callable[[Side], Awaitable[T]], keep: Callable[[T | Fault], bytes] | None = None
+    ) -> T:
         """Admits a call and asks the authority by `work(side)`. Raises Fault; any other exception is a defect of ours.
 
-        `deadline` is on time.monotonic's clock; None marks a long poll, which a drain may end.
+        `keep` gives what is recorded of a write's answer, for a caller who can still be answered after a crash.
         """
         if self._gate is not None:
-            await self._wait_at(self._gate, deadline)
-        side = self.authority
-        ticket = self._admit(door, is_long_poll=deadline is None)
+            await self._wait_at(self._gate, arrived.deadline)
+        self.counters.last_use[arrived.door] = time.monotonic()
         try:
-            answer = await work(side)
+            side = routing.side_of(self.service, self.standing.stage, arrived.door)
+        except Fault as fault:
+            self._count_refusal(fault.kind)
+            raise
+        ticket = self._admit(arrived)
+        try:
+            if routing.is_journalled(arrived.effect, arrived.deadline):
+                answer = await self._recorded(arrived, side, work, keep)
+            else:
+                answer = await work(side)
         except Fault as fault:
             self._count_fault(fault.kind)
             raise
@@ -141,15 +209,59 @@ class Dispatch:
         self.counters.by_side[side] += 1
         return answer
 
-    def _admit(self, door: Door, *, is_long_poll: bool) -> object:
+    async def _recorded(
+        self,
+        arrived: Arrival,
+        side: Side,
+        work: Callable[[Side], Awaitable[T]],
+        keep: Callable[[T | Fault], bytes] | None,
+    ) -> T:
+        """A write: recorded, asked once, its result recorded.
+
+        A write that cannot be recorded is not made; one that was made is answered, recorded or not.
+        """
+        stage, epoch = self.standing.stage, self.standing.epoch
+        entry = Entry(self.service, arrived.name, arrived.door, arrived.request, epoch, stage, side)
+        try:
+            number = await self._journal.begin(entry)
+        except NotDurable as error:
+            raise Fault(Kind.UNAVAILABLE, f"{arrived.name} cannot be recorded, so it was not made: {error}") from None
+        try:
+            answer = await work(side)
+        except Fault as fault:
+            failure: T | Fault = fault
+            await self._record(number, str(fault.kind), None if keep is None else partial(keep, failure))
+            raise
+        except BaseException:  # cancelled while it was asked, or a defect
+            await self._record(number, str(Kind.IN_DOUBT))
+            raise
+        await self._record(number, ANSWERED, None if keep is None else partial(keep, answer))
+        return answer
+
+    async def _record(self, number: int, outcome: str, keep: Callable[[], bytes] | None = None) -> None:
+        kept = None
+        if keep is not None:
+            with suppress(Fault):  # an answer that cannot be said; the door will find that too
+                kept = keep()
+        try:
+            await self._journal.end(number, outcome, kept)
+        except NotDurable as error:
+            LOG.error("%s: the result of call %d (%s) is not recorded: %s", self.service, number, outcome, error)
+
+    def _admit(self, arrived: Arrival) -> object:
         if len(self._in_flight) >= IN_FLIGHT_LIMIT:
             self._refuse(f"{IN_FLIGHT_LIMIT} calls of {self.service} are in flight")
         ticket = object()
-        self._in_flight[ticket] = asyncio.current_task() if is_long_poll else None
+        self._in_flight[ticket] = asyncio.current_task() if arrived.deadline is None else None
         self._idle.clear()
         self.counters.admitted += 1
-        self.counters.by_door[door] += 1
+        self.counters.by_door[arrived.door] += 1
         return ticket
+
+    def _count_refusal(self, kind: Kind) -> None:
+        """A call that was never admitted."""
+        self.counters.refused += 1
+        self.counters.faults[kind] += 1
 
     def _count_fault(self, kind: Kind) -> None:
         self.counters.faults[kind] += 1

@@ -7,17 +7,21 @@ words.
 from __future__ import annotations
 
 import itertools
+import json
 import logging
-import time
 from functools import partial
 from typing import Final
 
-from bridges import dbus_translation, xenstore_translation
+from bridges import dbus_translation, round_trips, xenstore_translation
+from bridges.afterwards import Afterwards
 from bridges.backends import Backend
 from bridges.calls import Call, Door, Side, Value
-from bridges.dispatch import Dispatch
+from bridges.dispatch import Dispatch, arrival
+from bridges.durable import NotDurable
 from bridges.faults import Fault, Kind
+from bridges.handles import NOTHING
 from bridges.interfaces.model import Method, Service
+from bridges.ledger import Aliases
 from dbus_side import introspection, names
 from dbus_side.exported import MethodHandler, ObjectTree
 from dbus_side.messages import MethodCall
@@ -34,28 +38,42 @@ def defect(where: str, error: Exception) -> Fault:
     return Fault(Kind.INTERNAL, f"internal error {number}; the bridge's log has the details")
 
 
-def deadline_of(method: Method) -> float | None:
-    return None if method.deadline is None else time.monotonic() + method.deadline
-
-
 class Backends:
-    """Who to ask on each side."""
+    """Who to ask on each side. Handles that one daemon alone knows have their aliases outside of it."""
 
-    def __init__(self, legacy: Backend, bus: Backend) -> None:
+    def __init__(self, legacy: Backend, bus: Backend, aliases: Aliases) -> None:
         self._legacy = legacy
         self._bus = bus
+        self._aliases = aliases
 
     async def ask(self, side: Side, call: Call) -> Value:
-        return await (self._legacy if side is Side.LEGACY else self._bus).ask(call)
+        backend = self._legacy if side is Side.LEGACY else self._bus
+        home = self._aliases.home
+        if home is None or self._aliases.plan(call.method) is NOTHING:
+            return await backend.ask(call)
+        sent = self._aliases.inward(call, home)
+        value = await backend.ask(sent)
+        try:
+            return await self._aliases.outward(sent, value, home)
+        except NotDurable as error:
+            text = f"{call.method.name} was executed; its handle cannot be kept, so it cannot be given out: {error}"
+            raise Fault(Kind.IN_DOUBT, text) from None
 
 
 class BusDoor:
     """The service's objects on the bus, for as long as its daemon is a legacy one."""
 
-    def __init__(self, dispatch: Dispatch, backends: Backends, translation: dbus_translation.Translation) -> None:
+    def __init__(
+        self,
+        dispatch: Dispatch,
+        backends: Backends,
+        translation: dbus_translation.Translation,
+        afterwards: Afterwards,
+    ) -> None:
         self._dispatch = dispatch
         self._backends = backends
         self._translation = translation
+        self._afterwards = afterwards
 
     def long_polls(self) -> frozenset[tuple[str, str]]:
         """Path and member of the methods that wait for as long as their callers do."""
@@ -88,18 +106,33 @@ class BusDoor:
     async def _answer(self, message: MethodCall, method: Method) -> tuple[object, ...]:
         """The out arguments of the reply. Raises BusRefused."""
         form = self._translation.of(method)
-        deadline = deadline_of(method)
+        arrived = arrival(Door.BUS, method, request=f"{message.sender}/{message.serial}")
+        arguments: dict[str, Value] = {}
 
         async def work(side: Side) -> Value:
-            call = Call(method, form.read_arguments(message.body), Door.BUS, deadline)
-            return await self._backends.ask(side, call)
+            arguments.update(form.read_arguments(message.body))
+            return await self._backends.ask(side, Call(method, arguments, Door.BUS, arrived.deadline))
 
         try:
-            return form.write_result(await self._dispatch.run(Door.BUS, deadline, work))
+            value = await self._dispatch.run(arrived, work)
+            self._afterwards.offer(lambda: round_trips.of_bus(self._translation, method, arguments, value))
+            return form.write_result(value)
         except Fault as fault:
+            failure = fault
+            self._afterwards.offer(lambda: round_trips.of_bus(self._translation, method, arguments, failure))
             raise form.write_fault(fault) from None
         except Exception as error:
             raise form.write_fault(defect(f"{method.service} {method.name} at the bus door", error)) from None
+
+
+def pack(response: Response) -> bytes:
+    """A response as it is kept for a caller who is answered after a crash."""
+    return json.dumps([[name, value.decode("latin-1")] for name, value in response.results]).encode()
+
+
+def unpack(kept: bytes) -> Response:
+    """The response that `pack` kept."""
+    return Response(tuple((name, text.encode("latin-1")) for name, text in json.loads(kept)))
 
 
 class XenstoreDoor:
@@ -112,19 +145,44 @@ class XenstoreDoor:
 
     async def answer(self, request: Request) -> Response:
         """The response to a request; it never raises but for cancellation."""
-        arguments: dict[str, Value] = {}
+        name, arguments = request.function, dict[str, Value]()
         try:
             method = xenstore_translation.method_of(self._service, request)
             arguments = xenstore_translation.read_arguments(method, request)
-            call = Call(method, arguments, Door.XENSTORE, deadline_of(method))
-            value = await self._dispatch.run(Door.XENSTORE, call.deadline, lambda side: self._backends.ask(side, call))
-            return xenstore_translation.write_response(method, value)
+            arrived = arrival(Door.XENSTORE, method, request=request.request_id)
+            call = Call(method, arguments, Door.XENSTORE, arrived.deadline)
+
+            def response(answer: Value | Fault) -> Response:
+                if isinstance(answer, Fault):
+                    return xenstore_translation.write_fault(self._service, arguments, answer)
+                return xenstore_translation.write_response(method, answer)
+
+            value = await self._dispatch.run(
+                arrived, lambda side: self._backends.ask(side, call), keep=lambda answer: pack(response(answer))
+            )
+            return response(value)
         except Fault as fault:
-            LOG.info("%s %s at the xenstore door: %s", self._service.name, request.function, fault.sentence)
+            LOG.info("%s %s at the xenstore door: %s", self._service.name, name, fault.sentence)
             return xenstore_translation.write_fault(self._service, arguments, fault)
         except Exception as error:
-            unexpected = defect(f"{self._service.name} {request.function} at the xenstore door", error)
+            unexpected = defect(f"{self._service.name} {name} at the xenstore door", error)
             return error_response(EXCEPTION, unexpected.sentence)
+
+    async def settle_stale(self, request: Request, *, executes: bool) -> Response | None:
+        """The answer to a request that was there before us; None: it was never begun and shall be executed now.
+
+        It bears no time; but what the journal knows was begun, and is never begun again.
+        """
+        found = await self._dispatch.recorded(request.request_id)
+        if found is not None and found.kept is not None:
+            return unpack(found.kept)
+        if found is not None:
+            text = "the bridge ended with this request in its hands; it may have been executed"
+            return error_response(EXCEPTION, Fault(Kind.IN_DOUBT, text).sentence)
+        if executes:
+            return None
+        text = "the request was found at a cold start and its age is unknown: it was not executed"
+        return error_response(EXCEPTION, Fault(Kind.UNAVAILABLE, text).sentence)
 
 
 class DatagramDoor:
@@ -142,9 +200,10 @@ class DatagramDoor:
         if method is None:
             LOG.warning("%s: unknown command %r at the datagram door", self._service.name, text[:100])
             return
-        call = Call(method, {}, Door.DATAGRAM, deadline_of(method))
+        arrived = arrival(Door.DATAGRAM, method)
+        call = Call(method, {}, Door.DATAGRAM, arrived.deadline)
         try:
-            await self._dispatch.run(Door.DATAGRAM, call.deadline, lambda side: self._backends.ask(side, call))
+            await self._dispatch.run(arrived, lambda side: self._backends.ask(side, call))
         except Fault as fault:
             LOG.warning("%s %s at the datagram door: %s", self._service.name, text, fault.sentence)
         except Exception as error:

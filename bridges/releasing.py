@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 
-from bridges.legacy_daemon import LegacyDaemon, LegacyError, is_alive
+from bridges.legacy_daemon import LegacyDaemon
+from bridges.processes import ProcessError, is_alive
 from bridges.settings import ServiceSettings, Settings
 from xenstore_rpc.connection import Store
 from xenstore_rpc.errors import XenstoreError
@@ -40,7 +41,7 @@ async def release(settings: Settings) -> dict[str, str]:
             if pid is not None:
                 done[f"{service.name} legacy daemon"] = f"runs (pid {pid})"
                 await _register(settings, service, pid, done)
-        except (LegacyError, XenstoreError) as error:
+        except (ProcessError, XenstoreError) as error:
             done[f"{service.name} legacy daemon"] = f"could not be looked after: {error}"
     return done
 

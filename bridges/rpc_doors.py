@@ -10,16 +10,22 @@ from __future__ import annotations
 import logging
 import math
 import socket
-import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from functools import partial
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
+from bridges import dbus_translation, round_trips
+from bridges.afterwards import Afterwards
 from bridges.backends import remaining_until
 from bridges.calls import Call, Door, Side, Value
-from bridges.dispatch import Dispatch
-from bridges.doors import Backends, deadline_of, defect
+from bridges.dispatch import Arrival, Dispatch, arrival
+from bridges.doors import Backends, defect
+from bridges.durable import NotDurable
 from bridges.faults import Fault, Kind
-from bridges.interfaces.model import Method, Service
+from bridges.handles import Home
+from bridges.interfaces.model import Effect, Method, Service
+from bridges.ledger import Aliases
 from bridges.xmlrpc_translation import Translation
 from bridges.xmlrpc_values import Mismatch
 from xmlrpc_gateway import server
@@ -47,9 +53,8 @@ LOG: Final = logging.getLogger("bridges.doors")
 
 BODY_LIMIT: Final = 64 * 1024 * 1024
 LIST_METHODS: Final = "system.listMethods"
-_UNKNOWN_SECONDS: Final = 300.0
 
-Reply = TypeVar("Reply")  # of the carrier: an HTTP reply, or the bytes in a frame
+Reply = TypeVar("Reply", HttpReply, bytes)  # of the carrier: an HTTP reply, or the bytes in a frame
 Sent = TypeVar("Sent")
 
 
@@ -58,6 +63,14 @@ class Tongue(NamedTuple):
 
     encoding: Encoding
     translation: Translation
+
+
+class Beside(NamedTuple):
+    """What every call of a service meets beside its way: its handles, and what is compared after its answer."""
+
+    aliases: Aliases
+    afterwards: Afterwards
+    on_bus: dbus_translation.Translation
 
 
 class Server(Protocol):
@@ -92,13 +105,15 @@ class SocketCalls(Generic[Reply]):
         dispatch: Dispatch,
         backends: Backends,
         service: Service,
+        beside: Beside,
         unreadable: Reply | CloseSilently = CLOSE_SILENTLY,
     ) -> None:
         self._door = door
         self._dispatch = dispatch
         self._backends = backends
         self._service = service
-        self._unreadable = unreadable
+        self._aliases, self._afterwards, self._on_bus = beside
+        self._unreadable: Reply | CloseSilently = unreadable
 
     def method_of(self, tongue: Tongue, body: bytes) -> Method | None:
         """The method that a body calls, without parsing: for deadlines only, in which a wrong guess costs nothing."""
@@ -110,19 +125,23 @@ class SocketCalls(Generic[Reply]):
         return method is not None and method.deadline is None
 
     async def answer(
-        self, tongue: Tongue, body: bytes, relay: Callable[[float | None], Awaitable[Reply | CloseSilently]]
+        self, tongue: Tongue, body: bytes, relay: Callable[[bytes, float | None], Awaitable[Reply | CloseSilently]]
     ) -> Reply | bytes | CloseSilently:
         """While legacy rules what `relay` gave, called with the seconds left (None: a long poll); else our reply."""
-        method = self.method_of(tongue, body)
-        deadline = deadline_of(method) if method is not None else time.monotonic() + _UNKNOWN_SECONDS
+        name = tongue.encoding.method_of(body)
+        method = self._find(tongue, name)
+        arrived = arrival(self._door, method, name)
 
         async def work(side: Side) -> Reply | bytes | CloseSilently:
-            if side is Side.BUS:
-                return await self._translate(tongue, body)
-            return await self.relay(method, deadline, relay)
+            if side is Side.LEGACY:
+                home = self._aliases.home
+                sent = body if home is None else self._aliases.text_inward(method, body, home)
+                if sent is not None:
+                    return await self._pass(tongue, method, sent, home, partial(relay, sent), arrived.deadline)
+            return await self._translate(tongue, body, side)
 
         try:
-            return await self._dispatch.run(self._door, deadline, work)
+            return await self._dispatch.run(arrived, work)
         except Fault as fault:
             LOG.info("%s at the %s door: %s", self._service.name, self._door, fault.sentence)
             if not isinstance(fault, _Said):
@@ -130,6 +149,31 @@ class SocketCalls(Generic[Reply]):
             return self._unreadable if fault.reply is None else fault.reply
         except Exception as error:
             return self._refused(tongue, body, defect(f"{self._service.name} at the {self._door} door", error))
+
+    async def _pass(
+        self,
+        tongue: Tongue,
+        method: Method | None,
+        sent: bytes,
+        home: Home | None,
+        relay: Callable[[float | None], Awaitable[Reply | CloseSilently]],
+        deadline: float | None,
+    ) -> Reply | CloseSilently:
+        """What the legacy daemon said to a call that passes as it came; could the bus carry it, is seen after."""
+        reply = await self.relay(method, deadline, relay)
+        if isinstance(reply, CloseSilently):
+            return reply
+        said = body_of(reply)
+        make = partial(round_trips.of_socket, self._service, self._on_bus, tongue, self._door, sent, said)
+        self._afterwards.offer(make, len(sent) + len(said))
+        if home is None or method is None:
+            return reply
+        try:
+            shown = await self._aliases.text_outward(method, sent, said, home)
+        except NotDurable as error:
+            text = f"{method.name} was executed; its handle cannot be kept, so it cannot be given out: {error}"
+            raise Fault(Kind.IN_DOUBT, text) from None
+        return reply if shown is said else with_body(reply, shown)
 
     @staticmethod
     async def relay(
@@ -149,7 +193,7 @@ class SocketCalls(Generic[Reply]):
 
     async def stream(
         self,
-        deadline: float | None,
+        arrived: Arrival,
         relay: Callable[[float | None], Awaitable[None]],
         *,
         refused: Reply | CloseSilently,
@@ -158,16 +202,20 @@ class SocketCalls(Generic[Reply]):
         """None once `relay` has carried a stream; `refused` while the bus side rules, which has no such thing."""
 
         async def work(side: Side) -> Reply | CloseSilently | None:
-            return refused if side is Side.BUS else await self.relay(None, deadline, relay)
+            return refused if side is Side.BUS else await self.relay(None, arrived.deadline, relay)
 
         try:
-            return await self._dispatch.run(self._door, deadline, work)
+            return await self._dispatch.run(arrived, work)
         except Fault as fault:
             LOG.info("%s: a stream at the %s door: %s", self._service.name, self._door, fault.sentence)
             return unreachable
         except Exception as error:
             defect(f"{self._service.name}: a stream at the {self._door} door", error)
             return unreachable
+
+    def head_inward(self, head: bytes) -> bytes:
+        """The head of what is no call, as the legacy daemon is to see it: it may name a session."""
+        return self._aliases.head_inward(head)
 
     def too_large(self, tongue: Tongue, text: str) -> bytes | CloseSilently:
         """The reply to a body over the limit, which was never read."""
@@ -180,7 +228,7 @@ class SocketCalls(Generic[Reply]):
             method = self._service.method_by_alias(name)
         return method
 
-    async def _translate(self, tongue: Tongue, body: bytes) -> bytes | CloseSilently:
+    async def _translate(self, tongue: Tongue, body: bytes, side: Side) -> bytes | CloseSilently:
         encoding, translation = tongue
         incoming = self._read_call(tongue, body)
         if incoming.method == LIST_METHODS and translation.dialect.has_aliases:
@@ -188,7 +236,9 @@ class SocketCalls(Generic[Reply]):
         method, arguments = self._read_arguments(tongue, incoming)
         form = translation.of(method)
         try:
-            value = await self._backends.ask(Side.BUS, Call(method, arguments, self._door, deadline_of(method)))
+            call = Call(method, arguments, self._door, arrival(self._door, method).deadline)
+            value = await self._backends.ask(side, call)
+            self._afterwards.offer(partial(round_trips.of_bus, self._on_bus, method, arguments, value), len(body))
             return encoding.write_success(incoming.reply_to, form.write_result(value))
         except CodecError as error:
             text = f"{method.name} was executed; its answer: {error}"
@@ -293,8 +343,9 @@ class HttpDoor:
         """The reply on the wire, or the silent close with which the legacy daemon answers what it cannot read."""
         tongue = self._tongue_of(request.target)
 
-        async def relay(timeout: float | None) -> HttpReply | CloseSilently:
-            return await self._legacy().forward(request, timeout=timeout, is_long_poll=timeout is None)
+        async def relay(body: bytes, timeout: float | None) -> HttpReply | CloseSilently:
+            sent = request if body is request.body else replace(request, body=body)
+            return await self._legacy().forward(sent, timeout=timeout, is_long_poll=timeout is None)
 
         return self._reply(tongue, await self._calls.answer(tongue, request.body, relay))
 
@@ -302,12 +353,14 @@ class HttpDoor:
         """HTTP that is no call: relayed (None), or what the legacy daemon would say that knows no such page."""
 
         async def relay(_timeout: float | None) -> None:
-            await self._legacy().relay(stream)
+            await self._legacy().relay(stream, change_head=self._calls.head_inward)
 
         # A console ends with a move, whoever watches it connects again; an import or export has all the time it needs.
-        deadline = None if stream.is_raw else math.inf
+        effect = Effect.READ if stream.method in ("GET", "HEAD") else Effect.WRITE
+        page = f"{stream.method} {stream.target.partition('?')[0]}"
+        arrived = Arrival(Door.HTTP, page, effect, None if stream.is_raw else math.inf)
         return await self._calls.stream(
-            deadline, relay, refused=self._manner.answer_to(stream.method), unreachable=self._manner.unreachable
+            arrived, relay, refused=self._manner.answer_to(stream.method), unreachable=self._manner.unreachable
         )
 
     async def too_large(self, text: str) -> HttpReply | CloseSilently:
@@ -345,7 +398,17 @@ class FramedSocket:
     async def answer(self, request: FramedRequest) -> bytes | CloseSilently:
         """The reply's body, or the silent close with which the legacy daemon answers what it cannot read."""
 
-        async def relay(timeout: float | None) -> bytes:
-            return await self._legacy().call(request.body, timeout=timeout, is_long_poll=timeout is None)
+        async def relay(body: bytes, timeout: float | None) -> bytes:
+            return await self._legacy().call(body, timeout=timeout, is_long_poll=timeout is None)
 
         return await self._calls.answer(self._tongue, request.body, relay)
+
+
+def body_of(reply: HttpReply | bytes) -> bytes:
+    """The body of a carrier's reply."""
+    return reply if isinstance(reply, bytes) else reply.body
+
+
+def with_body(reply: Reply, body: bytes) -> Reply:
+    """The same reply with another body of the same length."""
+    return body if isinstance(reply, bytes) else replace(reply, body=body)

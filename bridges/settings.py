@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from bridges.cutover import Requirement, Stage
 from bridges.interfaces import model
 
 DOORS: Final = ("http", "framed", "xenstore", "datagram")
@@ -61,7 +62,11 @@ class HttpDoorSettings(SocketSettings):
 
 @dataclass(frozen=True, slots=True)
 class ServiceSettings:
-    """One service: its doors on the legacy side, the dialect spoken there, and `reach`, the door by which we call."""
+    """One service: its doors on the legacy side, the dialect spoken there, and `reach`, the door by which we call.
+
+    `requires` are the stages in which other services must be before this one is moved; `quiet_hours` is for how long
+    nobody may have called at its legacy doors before they are closed.
+    """
 
     name: str
     legacy: LegacyUnit | LegacyCommands | None = None
@@ -72,6 +77,8 @@ class ServiceSettings:
     dialect: str = "rpclib"
     reach: str = "http"
     stale_at_start: Literal["refuse", "execute"] = "refuse"
+    requires: tuple[Requirement, ...] = ()
+    quiet_hours: float = 168.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +121,7 @@ def parse(data: dict[str, Any], environment: dict[str, str]) -> Settings:
     for table in (top, bus, store, state, control):
         table.refuse_the_rest()
     _refuse_shared_doors(settings, problems)
+    _refuse_impossible_orders(settings, problems)
     if problems:
         raise SettingsError(problems)
     return settings
@@ -139,6 +147,8 @@ def _service(name: str, table: _Table) -> ServiceSettings:
         stale_at_start="execute"
         if table.choice("stale_at_start", ("refuse", "execute"), "refuse") == "execute"
         else "refuse",
+        requires=table.requirements("requires"),
+        quiet_hours=table.hours("quiet_hours", 168.0),
     )
     table.refuse_the_rest()
     if not doors:
@@ -232,6 +242,21 @@ def _refuse_shared_doors(settings: Settings, problems: list[str]) -> None:
             seen[door] = service.name
 
 
+def _refuse_impossible_orders(settings: Settings, problems: list[str]) -> None:
+    """Services that wait for each other, or for one that is not there, could never be moved."""
+    waits = {name: {each.service for each in service.requires} for name, service in settings.services.items()}
+    for name, others in waits.items():
+        unknown = sorted(others - waits.keys())
+        problems += [f"services.{name}.requires: no service {other!r} in these settings" for other in unknown]
+    reached = {name: set(others) for name, others in waits.items()}
+    for _ in waits:
+        for others in reached.values():
+            others.update(*(reached.get(other, ()) for other in tuple(others)))
+    circle = sorted(name for name, others in reached.items() if name in others)
+    if circle:
+        problems.append(f"services.{circle[0]}.requires: {', '.join(circle)} wait for each other")
+
+
 class _Table:
     """A table of the settings, read key by key; what is wrong is noted with its place and reading goes on."""
 
@@ -296,6 +321,19 @@ class _Table:
                 found.append((host.strip("[]"), int(port)))
         return tuple(found)
 
+    def requirements(self, key: str) -> tuple[Requirement, ...]:
+        found: list[Requirement] = []
+        for value in self._read(key, [], "a list of texts", lambda v: isinstance(v, list)):
+            service, _, stage = value.rpartition(".") if isinstance(value, str) else ("", "", "")
+            if not service or stage not in tuple(Stage):
+                self.problem(key, f"expected 'SERVICE.STAGE' such as 'squeezed.relay', got {value!r}")
+            else:
+                found.append(Requirement(service, Stage(stage)))
+        return tuple(found)
+
+    def hours(self, key: str, default: float) -> float:
+        return float(self._read(key, default, "a number of hours, 0 or more", _is_hours))
+
     def refuse_the_rest(self) -> None:
         for key in self._left:
             if key in _LATER:
@@ -310,6 +348,10 @@ class _Table:
             self.problem(key, f"expected {expected}, got {value!r}")
             return default
         return value
+
+
+def _is_hours(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e6
 
 
 def _is_text(value: Any) -> bool:

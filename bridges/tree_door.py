@@ -9,10 +9,12 @@ import asyncio
 import logging
 import os
 import time
+from functools import partial
 from typing import Final
 
 from bridges.doors import XenstoreDoor
-from bridges.legacy_daemon import LegacyDaemon, LegacyError, Process, is_alive
+from bridges.legacy_daemon import LegacyDaemon
+from bridges.processes import Process, ProcessError, is_alive
 from bridges.situation import DoorError, Situation
 from xenstore_rpc.connection import Store
 from xenstore_rpc.errors import StoreLost, XenstoreError
@@ -71,15 +73,15 @@ class TreeDoor:
         await server.register()
         try:
             unanswered = await self._freeze_quiet(server, process, accept_in_doubt=accept_in_doubt)
-            await self._legacy.kill(process)
+            await process.end()
         except BaseException:
             process.thaw()
             if before is not None:
                 await self._store.write(f"/{self._tree}/pid", b"%d" % before)
             raise
-        text = "InDoubt: the daemon was replaced with this request in its hands; it may have been executed"
         for function, request_id in unanswered:
-            await server.respond(Request(function, request_id, ()), error_response(EXCEPTION, text))
+            request = Request(function, request_id, ())
+            await server.respond(request, _in_doubt(request))
         self._server = server
 
     async def _freeze_quiet(self, server: Server, process: Process, *, accept_in_doubt: bool) -> list[tuple[str, str]]:
@@ -131,6 +133,12 @@ class TreeDoor:
         self._awaits_successor = True
         return self._server is None or await self._server.drain(timeout)
 
+    async def abandon(self, timeout: float) -> None:
+        """After its daemon was fenced: calls that are not over in time are answered as in doubt, never left behind."""
+        if self._server is not None and not await self._server.drain(timeout):
+            count = await self._server.abandon(_in_doubt)
+            LOG.warning("%s: %d requests of the tree are in doubt", self._situation.service, count)
+
     async def leave(self) -> None:
         """Serves no more; the pid node stays until the next owner writes its own."""
         server, self._server = self._server, None
@@ -151,7 +159,7 @@ class TreeDoor:
                 return
             while not await self._own(stale):
                 pass  # the store went away again: all of it once more
-        except (LegacyError, XenstoreError) as error:
+        except (ProcessError, XenstoreError) as error:
             self._situation.alarm("TREE_LOST", f"{error}; restart the bridge when that is mended")
         if self._server is not None:
             self.serve(tasks)
@@ -166,8 +174,9 @@ class TreeDoor:
                 self._alarm_split(registered)
                 return True
             await server.register()
-            if stale == "refuse" and (refused := await server.refuse_outstanding(_too_old)):
-                LOG.warning("%s: %d requests were there before us: refused", self._situation.service, refused)
+            decide = partial(self._door.settle_stale, executes=stale == "execute")
+            if settled := await server.settle_outstanding(decide):
+                LOG.warning("%s: %d requests were there before us: answered", self._situation.service, settled)
         except StoreLost:
             return False
         self._server = server
@@ -186,6 +195,6 @@ class TreeDoor:
         return pid is not None and pid not in (0, os.getpid()) and is_alive(pid)
 
 
-def _too_old(_request: Request) -> Response:
-    text = "Unavailable: the request was found at a cold start and its age is unknown: it was not executed"
+def _in_doubt(_request: Request) -> Response:
+    text = "InDoubt: the daemon was replaced with this request in its hands; it may have been executed"
     return error_response(EXCEPTION, text)

@@ -2,6 +2,7 @@
 
 ```
         rpc          Caller, Server: the convention over a store            I/O
+      observer       watching the calls between others                      I/O
      connection      Store: transactions, watches, reconnection             I/O
         link         one connection: socket or character device             I/O
   session  records   the wire session; requests, responses, tree            pure

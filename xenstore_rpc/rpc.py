@@ -235,17 +235,33 @@ class Server:
 
         return await self._store.transact(body)
 
-    async def refuse_outstanding(self, make_response: Callable[[Request], Response]) -> int:
-        """Answers everything outstanding that is not being executed here, without executing it; how many there were."""
-        refused = 0
+    async def settle_outstanding(self, decide: Callable[[Request], Awaitable[Response | None]]) -> int:
+        """Answers what is outstanding and not executing here, without executing it; how many were answered.
+
+        `decide` gives the response, or None for a request that is left to be executed.
+        """
+        settled = 0
         for key in await self.outstanding():
             if key in self._running or key in self._executed:
                 continue
             request = await self.read_request(*key)
-            if request is not None:
-                self._executed.add(key)
-                refused += await self._publish(request, make_response(request))
-        return refused
+            if request is None or (response := await decide(request)) is None:
+                continue
+            self._executed.add(key)
+            settled += await self._publish(request, response)
+        return settled
+
+    async def abandon(self, make_response: Callable[[Request], Response]) -> int:
+        """Ends the calls that still execute and answers them so; how many there were. What they did is not known."""
+        running = dict(self._running)
+        for task in running.values():
+            task.cancel()
+        if running:
+            await asyncio.wait(running.values())
+        for function, request_id in running:
+            request = Request(function, request_id, ())
+            await self._publish(request, make_response(request))
+        return len(running)
 
     async def _listing(
         self, tx: Transaction | None = None

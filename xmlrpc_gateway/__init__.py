@@ -10,6 +10,7 @@ datagrams       perfmon's control socket, both ends          I/O
 listeners       accepting connections, up to a limit         I/O
 exchanges       one exchange a connection, and its failures  I/O
 departures      noticing that a client has left              I/O
+callers         who is connected to somebody else's socket   I/O
 sockets         owning a Unix socket's address               I/O
 ------------------------------------------------------------------ pure below
 encodings       one face over XML-RPC and JSON-RPC

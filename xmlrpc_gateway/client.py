@@ -30,6 +30,8 @@ from xmlrpc_gateway.http_messages import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from xmlrpc_gateway.streams import Stream
 
 _BLOCK: Final = 256 * 1024
@@ -86,14 +88,17 @@ class DaemonClient(Exchanges):
         kept = tuple(pair for pair in reply.headers if pair[0].lower() not in HOP_BY_HOP)
         return HttpReply(reply.status, kept, reply.body)
 
-    async def relay(self, stream: Stream, *, timeout: float | None = None) -> None:
+    async def relay(
+        self, stream: Stream, *, timeout: float | None = None, change_head: Callable[[bytes], bytes] = bytes
+    ) -> None:
         """Passes a stream on, and its answer back, until both are done; `timeout` is for the connection, in seconds.
 
+        `change_head` gives its head as the daemon is to see it, of the same length.
         Raises DaemonUnreachable when nothing was sent, ClosedSilently and DaemonGone when nothing was answered: the
         stream's client can still be given an answer then.
         """
         with await self.connect(timeout) as connection:
-            await stream.relay(connection)
+            await stream.relay(connection, change_head)
 
     async def _exchange(
         self, head: bytes, body: bytes, timeout: float | None, *, bodiless: bool = False, is_long_poll: bool

@@ -18,6 +18,8 @@ from xmlrpc_gateway.errors import ClosedSilently, DaemonGone
 from xmlrpc_gateway.request_heads import frame_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from xmlrpc_gateway.http_messages import Headers, Peer
     from xmlrpc_gateway.request_heads import RequestHead
 
@@ -58,13 +60,14 @@ class Stream:
         self._connection = connection
         self._loop = asyncio.get_running_loop()
 
-    async def relay(self, daemon: socket.socket) -> None:
+    async def relay(self, daemon: socket.socket, change_head: Callable[[bytes], bytes] = bytes) -> None:
         """Carries the request to the daemon and its answer back, until both are done; the daemon's socket stays open.
 
+        `change_head` gives the head as the daemon is to see it, of the same length.
         Raises ClosedSilently and DaemonGone when the daemon ended before the first byte of its answer: there may be
         another one then. What else becomes of either end is shown to the other one, as far as its kind of socket can.
         """
-        up = self._loop.create_task(self._send_up(daemon))
+        up = self._loop.create_task(self._send_up(daemon, change_head))
         down = self._loop.create_task(self._send_down(daemon, up))
         try:
             await asyncio.wait((up, down), return_when=asyncio.FIRST_EXCEPTION)
@@ -102,11 +105,11 @@ class Stream:
             self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._connection.close()
 
-    async def _send_up(self, daemon: socket.socket) -> None:
+    async def _send_up(self, daemon: socket.socket, change_head: Callable[[bytes], bytes]) -> None:
         """The request, until its client has no more to send or the daemon takes no more. Raises ClientLeft."""
         block = self._follows
         try:
-            await self._loop.sock_sendall(daemon, self._head.ending())
+            await self._loop.sock_sendall(daemon, change_head(self._head.ending()))
             while True:
                 if passed := block[: self._left]:
                     await self._loop.sock_sendall(daemon, passed)

@@ -18,8 +18,8 @@ from typing import Any
 
 from bridges import dbus_translation
 from bridges.backends import LegacyOverSocket
-from bridges.bus_presence import CANDIDATE
 from bridges.calls import Call, Door, Value
+from bridges.candidates import CANDIDATE
 from bridges.faults import Fault
 from bridges.interfaces import model
 from bridges.settings import HttpDoorSettings, ServiceSettings

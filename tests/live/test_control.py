@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bridges.control import BUS_NAME, BUS_PATH, INTERFACE
+from bridges.control_doors import BUS_NAME, BUS_PATH, INTERFACE
 from dbus_side.bus import Bus
 from dbus_side.errors import BusRefused
 from dbus_side.signatures import Variant
@@ -73,14 +73,14 @@ async def test_wrong_requests_on_the_control_socket(host: Host) -> None:
             (b"[]", "expected a JSON object"),
             (b"{}", "unknown verb None"),
             (b'{"verb": "stage"}', "service: expected text"),
-            (b'{"verb": "stage", "service": "squeezed", "stage": "relay"}', "reason: expected text"),
+            (b'{"verb": "stage", "service": "squeezed", "stage": "relay"}', "needs a reason"),
         ):
             writer.write(line + b"\n")
             answer = json.loads(await asyncio.wait_for(reader.readline(), 10))
             assert answer["ok"] is False
             assert words in answer["error"]
-        writer.write(b'{"verb": "flips"}\n')
-        assert json.loads(await asyncio.wait_for(reader.readline(), 10)) == {"ok": True, "flips": []}
+        writer.write(b'{"verb": "audit"}\n')
+        assert json.loads(await asyncio.wait_for(reader.readline(), 10)) == {"ok": True, "entries": []}
     finally:
         writer.close()
         await writer.wait_closed()

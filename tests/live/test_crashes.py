@@ -208,7 +208,7 @@ async def test_a_move_is_killed_for_real(host: Host, relayed: Any) -> None:
     """SIGKILL at moments of a real move to live: old or new stage each time, nothing doubled, the next move works."""
     await host.start_bus_squeezed()
     for delay in (0.0, 0.002, 0.01, 0.03):
-        move = asyncio.create_task(host.control(verb="stage", service="squeezed", stage="live", reason="killed"))
+        move = asyncio.create_task(host.ask_stage("squeezed", "live"))
         await asyncio.sleep(delay)  # the moment to hit, no condition
         await host.end("bridge", signal.SIGKILL)
         await asyncio.wait([move])

@@ -132,7 +132,7 @@ async def test_perfmon(toolstack: Toolstack, bus: Bus) -> None:
     assert reply.body == ()
     await host.until(lambda: executed("legacy") == 2)
     await host.start_candidate("perfmon")
-    answer = await host.control(verb="stage", service="perfmon", stage="live", dry_run=True)
+    answer = await host.ask_stage("perfmon", "live", dry_run=True)
     assert "bind the datagram address" in str(answer["plan"])
     await host.stage("perfmon", "live")
     await host.until(lambda: _is_bound(host.perfmon))

@@ -33,7 +33,7 @@ CANDIDATE = Interface(
 
 async def refused(host: Host, stage: str, service: str = "squeezed", **more: object) -> str:
     """The sentence with which a move is refused."""
-    answer = await host.control(verb="stage", service=service, stage=stage, reason="test", **more)
+    answer = await host.ask_stage(service, stage, **more)
     assert not answer["ok"], answer
     return str(answer["error"])
 
@@ -43,18 +43,20 @@ async def test_what_cannot_be_asked(host: Host, relayed: Any) -> None:
     assert "no service 'xapi'" in await refused(host, "relay", "xapi")
     assert "no stage 'alive'" in await refused(host, "alive")
     assert "already relay" in await refused(host, "relay")
-    assert "not available in this version" in await refused(host, "shadow")
+    assert "nobody owns org.xen.xcp.squeezed.Candidate" in await refused(host, "shadow")
     assert "nobody owns org.xen.xcp.squeezed.Candidate" in await refused(host, "live")
+    assert "skips shadow: move to shadow, or --skip REASON" in await refused(host, "live", skip=None)
     await host.stage("squeezed", "off")
-    assert "one step forward at a time, next is relay" in await refused(host, "live")
+    assert "more than one step forward; next is observe, relay (with --skip REASON)" in await refused(host, "live")
     await host.stage("squeezed", "relay")
     for request, words in (
         ({"verb": "dance"}, "unknown verb 'dance'"),
         ({"verb": "stage"}, "service: expected text, got None"),
         ({"verb": "stage", "service": "squeezed", "stage": 7}, "stage: expected text, got 7"),
-        ({"verb": "stage", "service": "squeezed", "stage": "live"}, "reason: expected text"),
+        ({"verb": "stage", "service": "squeezed", "stage": "live"}, "needs a reason"),
         ({"verb": "stage", "service": "squeezed", "stage": "live", "reason": " "}, "needs a reason"),
-        ({"verb": "flips", "service": 7}, "service: expected text"),
+        ({"verb": "audit", "service": 7}, "service: expected text"),
+        ({"verb": "audit", "limit": -1}, "limit: expected a number, 0 or more"),
         ({"verb": "stage", "service": "squeezed", "stage": "off", "reason": "r", "skip": 7}, "skip: expected text"),
     ):
         answer = await host.control(**request)
@@ -64,9 +66,9 @@ async def test_what_cannot_be_asked(host: Host, relayed: Any) -> None:
         assert b'"ok": false' in await control(host, sent)
     assert await control(host, b"x" * 100_000 + b"\n") == b""
     await relayed.every_door()
-    flips = (await host.control(verb="flips", service="squeezed"))["flips"]
-    assert [flip["outcome"] for flip in flips][-1] == "done"  # type: ignore[attr-defined]
-    assert any("refused: nobody owns" in str(flip["outcome"]) for flip in flips)  # type: ignore[attr-defined]
+    audit = (await host.control(verb="audit", service="squeezed"))["entries"]
+    assert audit[0]["outcome"] == "done"  # type: ignore[index]
+    assert any("refused: nobody owns" in str(entry["outcome"]) for entry in audit)  # type: ignore[attr-defined]
 
 
 async def control(host: Host, sent: bytes) -> bytes:
@@ -174,7 +176,7 @@ async def test_a_tree_that_never_gets_quiet(host: Host, relayed: Any, accept: bo
     await relayed.request("reserve-memory", "pending", {"session_id": b"pending", "kib": b"1"})
     await host.until(lambda: host.executions()["reserve_memory", "pending"] == 1)
     if accept:
-        answer = await host.control(verb="stage", service="squeezed", stage="live", reason="test", accept_in_doubt=True)
+        answer = await host.ask_stage("squeezed", "live", accept_in_doubt=True)
         assert answer["ok"], answer
         response = await relayed.response("reserve-memory", "pending")
         assert response["code"] == b"2"

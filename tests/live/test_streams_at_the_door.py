@@ -85,7 +85,7 @@ async def test_an_import_is_waited_for(xapi: Toolstack) -> None:
     client = await Client.connect(xapi)
     client.writer.write(b"PUT /import HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\n\r\nabc")
     await xapi.until_in_flight(1)
-    answer = await xapi.control(verb="stage", service="xapi", stage="live", reason="test")
+    answer = await xapi.ask_stage("xapi", "live")
     assert not answer["ok"]
     assert "1 calls are still in flight" in str(answer["error"])
     client.writer.write(b"def")
