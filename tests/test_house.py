@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import re
 import subprocess
 import sys
@@ -49,4 +50,22 @@ def test_the_documentation_lists_what_the_tables_hold() -> None:
     rows = re.findall(r"^\| `(\w+)` \|(.*)\|$", text, re.MULTILINE)
     table = {name: [cell.strip() for cell in cells.split("|")] for name, cells in rows}
     for stage, meaning in cutover.MEANINGS.items():
-        assert table[stage] == [meaning.authority, meaning.sockets, meaning.tree, meaning.bus]
+        assert table[stage] == [meaning.authority, meaning.sockets, meaning.tree, meaning.bus, meaning.compared]
+
+
+def test_the_diagram_shows_the_moves_that_are_legal() -> None:
+    """Every arrow of docs/house.md is one flip, and every flip an arrow; kill and skip stand where they belong."""
+    text = (ROOT / "docs" / "house.md").read_text()
+    arrows = re.findall(r"^    (\w+) --> (\w+)(?:: (\w+))?$", text, re.MULTILINE)
+    drawn = {(origin, target): note for origin, target, note in arrows}
+    expected: dict[tuple[str, str], str] = {}
+    for origin in cutover.LADDER:
+        for target in cutover.LADDER:
+            with contextlib.suppress(cutover.IllegalMove):
+                if cutover.moves(origin, target, skips=True) == (target,):
+                    expected[origin, target] = ""
+                    if cutover.kill_target(origin) is target:
+                        expected[origin, target] = "kill"
+                    if cutover.LADDER.index(target) - cutover.LADDER.index(origin) > 1:
+                        expected[origin, target] = "skip"
+    assert drawn == expected
