@@ -22,7 +22,7 @@ from bridges.interfaces import model
 from dbus_side import names
 from dbus_side.bus import Bus, MethodCall
 from dbus_side.exported import ObjectTree
-from dbus_side.introspection import Argument, Interface, Method
+from dbus_side.introspection import Argument, Interface, Method, Property
 from examples.legacy_process import add_options, enter
 from xenstore_rpc.connection import Store
 from xenstore_rpc.records import Request, Response
@@ -32,6 +32,7 @@ from xmlrpc_gateway import dialects, xmlrpc_codec
 CANDIDATE: Final = Interface(
     "org.xen.xcp.Candidate1",
     (Method("Assume", (Argument("epoch", "t"),)), Method("Yield", (Argument("epoch", "t"),))),
+    properties=(Property("Epoch", "t"),),
 )
 _LENGTH: Final = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 _METHOD: Final = re.compile(rb"<methodName>([^<]*)<")
@@ -120,7 +121,7 @@ async def _serve_service(address: str, service: str) -> Bus:
             await bus.release_name(name)
         return ()
 
-    objects.add(f"/org/xen/xcp/{service}", CANDIDATE, answer_candidate)
+    objects.add(f"/org/xen/xcp/{service}", CANDIDATE, answer_candidate, {"Epoch": lambda: 0})
     for name, interface in dbus_translation.interfaces(translation).items():
         objects.add(names.object_path(service, name), interface, answer)
     bus.serve(objects.answer)

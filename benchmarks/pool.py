@@ -171,7 +171,7 @@ async def serve_bus(address: str, sizes: list[int]) -> None:
         return ()
 
     objects = ObjectTree()
-    objects.add(names.service_path(SERVICE), CANDIDATE, answer_candidate)
+    objects.add(names.service_path(SERVICE), CANDIDATE, answer_candidate, {"Epoch": lambda: 0})
     objects.add(form.path, dbus_translation.interface_of(translation, method.object), answer)
     bus.serve(objects.answer)
     await bus.request_name(names.candidate_name(SERVICE))

@@ -7,6 +7,7 @@ When a write was handed over and its answer did not come, the fault is IN_DOUBT;
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -128,6 +129,19 @@ class LegacyOverDatagrams:
         return None
 
 
+_OURS: Final = uuid.uuid4().hex[:12]
+
+
+def _own_request() -> str:
+    """The id of a request that we make: a uuid whose end tells it from others' as long as this process lives."""
+    return f"{str(uuid.uuid4())[:24]}{_OURS}"
+
+
+def is_own_request(request_id: str) -> bool:
+    """Whether we made a request of the tree."""
+    return request_id.endswith(_OURS)
+
+
 class LegacyOverXenstore:
     """The legacy daemon behind its tree in the store."""
 
@@ -138,7 +152,7 @@ class LegacyOverXenstore:
     async def ask(self, call: Call) -> Value:
         function, arguments = xenstore_translation.write_arguments(call.method, call.arguments)
         try:
-            response = await self._caller.call(function, arguments, timeout=remaining(call))
+            response = await self._caller.call(function, arguments, timeout=remaining(call), request_id=_own_request())
         except ServerNotRegistered as error:
             raise Fault(Kind.UNAVAILABLE, str(error)) from None
         except CallTimedOut as error:

@@ -54,6 +54,8 @@ def run(
 
 
 def _run(work: Any) -> None:
+    # The thread that writes the journal gets its turn within half a millisecond, also beside a long answer.
+    sys.setswitchinterval(0.0005)
     # A large answer makes a hundred thousand objects and no cycles: the collector's usual threshold cost a third of it.
     gc.set_threshold(50_000, 20, 50)
     try:

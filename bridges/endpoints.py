@@ -208,6 +208,7 @@ class Endpoints:
         if self.situation.meaning.authority is Side.BUS:
             # Before any other door: what waits there would be answered Unavailable while the bus is being reached.
             await self.bus.wait_there(BUS_SECONDS)
+            await self._keep_legacy_away()
         if self.situation.meaning.tree.is_ours and self.tree is not None:
             owning = self.tree.own_at_start(self.tasks, self.settings.stale_at_start)
             task = self.tasks.create_task(owning, name=f"tree of {self.name} at start")
@@ -222,6 +223,16 @@ class Endpoints:
             await self._settle_again()
         if self.situation.meaning.bus is not Keeper.CLOSED:
             await self.bus.wait_there(BUS_SECONDS)
+
+    async def _keep_legacy_away(self) -> None:
+        """A mask lasts until the next boot only, and somebody may have started the daemon meanwhile."""
+        try:
+            await self.legacy.forbid()
+            if (pid := await self.legacy.pid()) is not None:
+                text = f"the legacy daemon runs (pid {pid}) although the bus daemon is the authority"
+                self.situation.alarm("SPLIT_OWNER", f"{text}: end it, then restart the bridge")
+        except (ProcessError, OSError) as error:
+            self.situation.alarm("DOORS", str(error))
 
     async def _let_legacy_rule(self, *, was_cut_off: bool) -> None:
         """What a bridge that was killed may have left to a legacy daemon: addresses, a freeze, its end."""

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from bridges.backends import is_own_request
 from bridges.calls import Door
 from bridges.interfaces.model import Method, Service
 from xenstore_rpc.connection import Store
@@ -143,7 +144,7 @@ class Observation:
     # ---- the tree
 
     async def _watch_tree(self, store: Store, tree: str, seen: _Seen) -> None:
-        observer = Observer(store, tree, lambda exchange: self._note(seen, exchange))
+        observer = Observer(store, tree, lambda exchange: self._note(seen, exchange), ignores=is_own_request)
         seen.observers.append(observer)
         try:
             await observer.run()

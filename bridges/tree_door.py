@@ -152,11 +152,7 @@ class TreeDoor:
         """A cold start in live: the tree is served again once the store is there; `stale` is refuse or execute."""
         try:
             if await self._legacy.pid() is not None:
-                text = (
-                    "the legacy daemon runs although the bus daemon is the authority: end it, then restart the bridge"
-                )
-                self._situation.alarm("SPLIT_OWNER", text)
-                return
+                return  # two owners: the alarm is raised already
             while not await self._own(stale):
                 pass  # the store went away again: all of it once more
         except (ProcessError, XenstoreError) as error:

@@ -25,7 +25,7 @@ def of(dialect: Dialect) -> WireComparer:
 
 
 class WireComparer(Comparer):
-    """Compares wire values. What one decoder would refuse is the same only as itself."""
+    """Compares wire values. What the decoders refuse is the same only as itself."""
 
     def __init__(self, dialect: Dialect) -> None:
         super().__init__()

@@ -79,9 +79,18 @@ class Observer:
     """
 
     def __init__(
-        self, store: Store, service: str, on_exchange: Callable[[Exchange], None], *, patience: float = PATIENCE
+        self,
+        store: Store,
+        service: str,
+        on_exchange: Callable[[Exchange], None],
+        *,
+        patience: float = PATIENCE,
+        ignores: Callable[[str], bool] = lambda _request_id: False,
     ) -> None:
-        """`patience`: seconds without a response after which a request is told as abandoned, checked now and then."""
+        """`patience`: seconds without a response after which a request is told as abandoned, checked now and then.
+
+        `ignores` says of a request's id that it is nobody else's, and not looked at.
+        """
         self.seen = 0
         self.lost = 0
         self.gaps = 0
@@ -90,6 +99,7 @@ class Observer:
         self._root = f"/{service}/rpc"
         self._on_exchange = on_exchange
         self._patience = patience
+        self._ignores = ignores
         self._open: dict[Key, _Open] = {}
         self._told: dict[Key, None] = {}
         self._changed: dict[Key, None] = {}
@@ -150,7 +160,7 @@ class Observer:
         if key in self._told:
             return
         if key not in self._open:
-            if record != "request":
+            if record != "request" or self._ignores(request_id):
                 return  # a response whose request had gone before we watched
             self._begin(key)
         self._changed[key] = None

@@ -215,9 +215,19 @@ def test_a_secret_result_is_not_shown(right: Any, path: str) -> None:
     assert "hunter2" not in found.right
 
 
+LOGIN = "session.login_with_password"
+
+
+def test_an_error_of_a_method_with_secrets_is_not_shown() -> None:
+    """It may repeat them; its code does not."""
+    one, other = (fault(Kind.UNDECLARED, code="WRONG", argument=[text]) for text in ("hunter2", "hunter3"))
+    assert compare(method("xapi", LOGIN), one, other) == [Difference("fault.argument", SECRET, SECRET)]
+    assert compare(START, one, other) == [Difference("fault.argument", "['hunter2']", "['hunter3']")]
+
+
 def test_secret_arguments_are_not_shown() -> None:
     """The others are; what is no argument at all may be a secret in the wrong place."""
-    login = method("xapi", "session.login_with_password")
+    login = method("xapi", LOGIN)
     one = {"uname": "root", "pwd": "hunter2"}
     assert argument_differences(login, one, {"uname": "toor", "pwd": "hunter3", "pdw": "hunter2"}) == [
         Difference("arguments.uname", "'root'", "'toor'"),

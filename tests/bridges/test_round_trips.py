@@ -19,6 +19,7 @@ from bridges.interfaces.model import UNIT, Method
 from bridges.round_trips import NO_CALL, NO_REPLY, UNKNOWN_METHOD, UNREADABLE, Said, Trip
 from tests.bridges.fidelity_forms import Form, forms
 from tests.bridges.fidelity_recordings import (
+    OLD_XML,
     RECORDINGS,
     SAMPLES,
     TODAY_JSON,
@@ -227,6 +228,7 @@ WHICH = {"dbg": "d", "sr": "s", "vdi": "v"}
         ),
         (TODAY_XML, "VM.delay", [{"debug_info": "d", "id": "i", "delay": "1e3"}], "1"),
         (TODAY_JSON, "VM.delay", [{"debug_info": "d", "id": "i", "delay": 1}], "1"),
+        (OLD_XML, "UPDATES.get", ["d", [91], []], [[], 92]),
         (TODAY_XML, "VM.import_metadata", ["d", "metadata"], "i"),
         (XAPI_XML, "task.get_record", ["s", "t"], TASK),
         (XAPI_XML, "task.get_record", ["s", "t"], TASK | {"created": "20240229T12:00:00Z", "status": "PENDING"}),
@@ -287,6 +289,10 @@ WRONG = SET | {"vcpus": "many"}
         (
             called(TODAY_JSON, "VM.set_vcpus", [SET | {"vcpus": 1, "id": "a\0b"}], "1"),
             [("arguments", "", "argument 2: expected a string without NUL (s), got str 'a...")],
+        ),
+        (
+            called(TODAY_XML, "PCI.dequarantine", [{"debug_info": "d", "pci_addr": PCI | {"BUS": "9"}}], None),
+            [("arguments.pci_addr.bus", "'1'", "'9'"), ("arguments.pci_addr.BUS", "'9'", "(absent)")],
         ),
         (
             called(STORAGE_XML, "VDI.stat", [WHICH], VDI | {"sharable": "maybe"}),
