@@ -29,10 +29,10 @@ def test_the_lines_that_are_commented_out_are_valid_too() -> None:
     for line in re.findall(r"^# (\w+ = .*)$", text, re.MULTILINE):
         key = line.split(" = ")[0]
         section = text[: text.index(f"# {line}")].rpartition("\n[services.")[2].partition("]")[0]
-        body = re.sub(
-            rf"^{key} = .*$", "", text.partition(f"[services.{section}]")[2].partition("\n[")[0], flags=re.MULTILINE
-        )
-        sample = f"[services.{section}]\n{line}\n{body}"
+        before, head, rest = text.partition(f"[services.{section}]")
+        body, next_head, after = rest.partition("\n[")
+        body = re.sub(rf"^{key} = .*$", "", body, flags=re.MULTILINE)
+        sample = f"{before}{head}\n{line}\n{body}{next_head}{after}"
         assert section in decode(sample.encode(), {}).services
 
 
