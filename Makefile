@@ -1,5 +1,5 @@
 # Each target does its own set-up (scripts/setup): Debian 12, Python 3.11.
-.PHONY: demo test bench lint idl fidelity
+.PHONY: demo test bench lint idl fidelity soak
 
 demo:
 	@scripts/setup demo
@@ -32,3 +32,8 @@ idl:
 fidelity:
 	@scripts/setup test
 	@PYTHONPATH=. .venv/bin/python scripts/fidelity.py $(or $(EXAMPLES),500)
+
+# A host moved and killed at random while everybody calls, for so many minutes; with SEED=number as an earlier run was.
+soak:
+	@scripts/setup test
+	@SOAK_SECONDS=$$(( $(or $(MINUTES),5) * 60 )) SOAK_SEED=$(SEED) .venv/bin/python -m pytest -q -s tests/stories/test_soak.py

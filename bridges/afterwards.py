@@ -149,9 +149,7 @@ class Afterwards:
             tally.dropped[trip.note] += 1
             return
         name = trip.method.name if trip.method is not None else ""
-        if trip.differences:
-            first = trip.differences[0]
-            LOG.info("%s %s does not come back from the bus as it was: %s", self._dispatch.service, name, first)
+        self._tell("does not come back from the bus as it was", tally, name, trip.differences)
         tally.count(name, trip.differences)
         if trip.method is not None and trip.arguments is not None and trip.outcome is not None:
             self._send(trip.method, Call(trip.method, trip.arguments, Door.BUS, 0.0), trip.outcome.answer)
@@ -187,6 +185,11 @@ class Afterwards:
             tally.dropped["defect"] += 1
             return
         differences = comparison.compare(method, answer, said)
-        if differences:
-            LOG.info("%s %s: the candidate says otherwise: %s", self._dispatch.service, method.name, differences[0])
+        self._tell("is answered otherwise by the candidate", tally, method.name, differences)
         tally.count(method.name, differences)
+
+    def _tell(self, what: str, tally: Tally, name: str, differences: list[Difference]) -> None:
+        """A line in the log for each place that differs for the first time; how often it does is in the status."""
+        for path, legacy, bus in differences:
+            if f"{name} {path}" not in tally.fields and len(tally.fields) < FIELDS_LIMIT:
+                LOG.info("%s %s %s: %s: legacy %s, bus %s", self._dispatch.service, name, what, path, legacy, bus)

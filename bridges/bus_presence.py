@@ -214,6 +214,12 @@ class BusPresence:
         if outcome not in (NameOutcome.OWNER, NameOutcome.ALREADY_OWNER):
             raise DoorError(f"{self._name} is owned by {bus.owner(self._name)}; that daemon must leave it first")
 
+    async def leave_name(self) -> None:
+        """Nobody calls us by the service's name any more; what came before is in our hands. Without a bus it is so."""
+        if self._bus is not None:
+            with suppress(BusError):
+                await self._bus.release_name(self._name)
+
     async def candidate(self) -> str:
         """The unique name of the bus daemon under migration. Raises DoorError when there is none."""
         owner = (await self.connection()).owner(self._candidate_name)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
+from xml.parsers import expat
 
 import httpx
 
@@ -27,6 +28,11 @@ from xenstore_rpc.errors import StoreRefused, XenstoreError
 
 MESSAGE_SWITCH: Final = Path("/var/run/message-switch/sock")
 PROBE_SECONDS: Final = 5.0
+# As in deploy/xcp-bus.conf, far above what the bridge has in flight.
+REPLIES_WANTED: Final = 50_000
+_REPLIES: Final = "max_replies_per_connection"
+_MEND_LIMITS: Final = "run the bus with deploy/xcp-bus.conf, as deploy/xcp-bus.service does"
+_DRIVER: Final = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
 
 
 class Verdict(StrEnum):
@@ -50,7 +56,7 @@ class Finding:
 
 async def check(settings: Settings, message_switch: Path = MESSAGE_SWITCH) -> list[Finding]:
     """Looks at everything that the settings name."""
-    findings = [await _bus(settings)]
+    findings = await _bus(settings)
     if any(service.xenstore for service in settings.services.values()):
         findings.append(await _xenstore(settings))
     findings += _state(settings)
@@ -60,23 +66,85 @@ async def check(settings: Settings, message_switch: Path = MESSAGE_SWITCH) -> li
     return findings
 
 
-async def _bus(settings: Settings) -> Finding:
+async def _bus(settings: Settings) -> list[Finding]:
     place = f"bus {settings.bus_address}"
     try:
         bus = await Bus.connect(settings.bus_address)
     except (BusError, OSError) as error:
         text = str(error).removeprefix(f"{place}: ")
-        return Finding(place, Verdict.BAD, text, "start it: systemctl start xcp-bus.service")
+        return [Finding(place, Verdict.BAD, text, "start it: systemctl start xcp-bus.service")]
     try:
         owned = []
         for name in settings.services:
             await bus.track_owner(names.candidate_name(name), lambda _owner: None)
             owned += [name] if bus.owner(names.candidate_name(name)) else []
+        pid = (await bus.call(*_DRIVER, "GetConnectionUnixProcessID", "s", _DRIVER[:1], timeout=PROBE_SECONDS)).body[0]
     except BusError as error:
-        return Finding(place, Verdict.BAD, str(error), "look into the bus daemon's log")
+        return [Finding(place, Verdict.BAD, str(error), "look into the bus daemon's log")]
     finally:
         await bus.close()
-    return Finding(place, Verdict.GOOD, f"answers; candidates: {', '.join(owned) or 'none'}")
+    return [Finding(place, Verdict.GOOD, f"answers; candidates: {', '.join(owned) or 'none'}"), _limits(pid)]
+
+
+def _limits(pid: int) -> Finding:
+    """How many calls one connection may have open, by the configuration that the bus daemon was started with."""
+    place = f"bus limits (pid {pid})"
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        configuration = _configuration(command)
+        if configuration is None:
+            return Finding(place, Verdict.UNKNOWN, f"{command[0]!r} was started without --config-file", _MEND_LIMITS)
+        limit = limits_of(Path(f"/proc/{pid}/cwd", configuration)).get(_REPLIES)
+    except (OSError, ValueError) as error:
+        return Finding(place, Verdict.UNKNOWN, f"its configuration cannot be read: {error}", _MEND_LIMITS)
+    if limit is None:
+        text = f"{configuration} does not set {_REPLIES}: of a burst of calls all but the built-in 128 fail"
+        return Finding(place, Verdict.WARNING, text, _MEND_LIMITS)
+    if limit < REPLIES_WANTED:
+        text = f"{configuration} sets {_REPLIES} {limit}, {REPLIES_WANTED} are wanted: a burst of calls fails"
+        return Finding(place, Verdict.WARNING, text, _MEND_LIMITS)
+    return Finding(place, Verdict.GOOD, f"{_REPLIES} {limit}")
+
+
+def _configuration(command: list[str]) -> str | None:
+    """The file that a dbus-daemon was told to read."""
+    for word, following in zip(command, [*command[1:], ""], strict=True):
+        option, _, value = word.partition("=")
+        if option == "--config-file":
+            return value or following
+    return None
+
+
+def limits_of(configuration: Path) -> dict[str, int]:
+    """The limits in a bus daemon's configuration by name, those of the files that it includes too; the last one counts.
+
+    Raises OSError, or ValueError for what is no such file. Source: dbus-daemon(1).
+    """
+    found: dict[str, int] = {}
+    attributes: dict[str, str] = {}
+    text: list[str] = []
+
+    def begin(_element: str, given: dict[str, str]) -> None:
+        attributes.update(given)
+        text.clear()
+
+    def end(element: str) -> None:
+        content = "".join(text).strip()
+        if element == "limit":
+            found[attributes["name"]] = int(content)
+        elif element in ("include", "includedir"):
+            place = configuration.parent / content
+            for included in sorted(place.glob("*.conf")) if place.is_dir() else filter(Path.exists, [place]):
+                found.update(limits_of(included))
+        text.clear()
+
+    parser = expat.ParserCreate()
+    parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = begin, end, text.append
+    try:
+        parser.Parse(configuration.read_bytes(), True)  # noqa: FBT003 -- expat's own signature
+    except (expat.ExpatError, KeyError) as error:
+        raise ValueError(f"{configuration}: {error}") from None
+    return found
 
 
 async def _xenstore(settings: Settings) -> Finding:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import textwrap
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
@@ -14,7 +15,7 @@ from rich.text import Text
 
 from bridges import asking, checks, cutover
 from bridges.checks import Finding, Verdict
-from bridges.cli_status import show_service, tally
+from bridges.cli_status import print_checklist, show_service, tally
 from bridges.interfaces import model
 from bridges.settings import Settings
 from bridges.terminal import (
@@ -82,6 +83,7 @@ def stage(  # noqa: PLR0913, PLR0917 -- one parameter for each option
         else:
             _print_gates(gates)
             _print_receipts(answer["receipts"])
+            print_checklist(answer.get("checklist", ()))
         return
     if as_json:
         print_json(_body(answer))
@@ -200,10 +202,14 @@ def handles(
     out.print(f"{service}: {said}" if said else f"{service} has given out no handle that is kept", markup=False)
 
 
-def doctor(settings: SettingsOption = None, as_json: JsonOption = False) -> None:
+def doctor(
+    settings: SettingsOption = None,
+    as_json: JsonOption = False,
+    message_switch: Annotated[Path, typer.Option(help="Where message-switch listens.")] = checks.MESSAGE_SWITCH,
+) -> None:
     """What `check` finds, and what the running bridge knows."""
     loaded = settings_of(settings)
-    findings = asyncio.run(checks.check(loaded))
+    findings = asyncio.run(checks.check(loaded, message_switch))
     try:
         answer = ask(loaded, {"verb": "doctor"}, DOCTOR_SECONDS)
     except NotDone as refusal:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Annotated, Any, Final
 
@@ -62,6 +63,14 @@ def show_service(settings: Settings, service: str, *, as_json: bool) -> None:
         print_json(services[service])
     else:
         out.print(_picture({service: services[service]}))
+        print_checklist(services[service].get("checklist", ()))
+
+
+def print_checklist(left: Iterable[str]) -> None:
+    """What is left to do for a service that is complete, if it is."""
+    for number, text in enumerate(left, 1):
+        title = "\nwhat is left to do\n" if number == 1 else ""
+        out.print(title + textwrap.fill(f"{number}. {text}", out.width, subsequent_indent="   "), markup=False)
 
 
 def tally(counts: Record) -> str:
@@ -155,8 +164,8 @@ def _notes(name: str, service: Record) -> Iterator[tuple[str, Text]]:
     for member in ("comparison", "round_trips"):
         if any((counts := service.get(member, {})).values()):
             yield member.replace("_", " "), _compared(counts)
-    if service.get("observed"):
-        yield "observed", Text(tally(service["observed"]))
+    if service.get("observed") and (lines := list(_observed(service))):
+        yield "observed", Text("\n".join(lines))
     if service.get("unused"):
         ages = (f"{door} {_age(seconds)}" for door, seconds in service["unused"].items())
         yield "last call", Text(", ".join(ages))
@@ -164,11 +173,29 @@ def _notes(name: str, service: Record) -> Iterator[tuple[str, Text]]:
         yield "next", Text(", ".join(service["next"]))
 
 
+def _observed(service: Record) -> Iterator[str]:
+    """What was seen at the doors that are the legacy daemon's own: a line for its tree, one for each of its sockets."""
+    seen, doors = service["observed"], service["doors"]
+    if doors.get("xenstore") == "legacy":
+        exchanges = seen["exchanges"]
+        counts = {name: count for name, count in exchanges.items() if count and not isinstance(count, Mapping)}
+        if incomplete := {name: count for name, count in exchanges.get("incomplete", {}).items() if count}:
+            counts["incomplete"] = incomplete
+        yield tally({"exchanges": counts or {"seen": 0}})
+    if methods := seen.get("methods"):
+        yield "of " + ", ".join(f"{name} {counts['seen']}" for name, counts in methods.items())
+    if "legacy" in (doors.get("http"), doors.get("framed")):
+        for path, socket in seen.get("sockets", {}).items():
+            callers = ", ".join(f"{name} {count}" for name, count in socket["callers"].items())
+            yield f"{path}: {socket['connections']} connections" + (f" of {callers}" if callers else "")
+
+
 def _compared(counts: Record) -> Text:
     """What was compared, and the places that differed most with an example of each."""
     lines = [tally({name: value for name, value in counts.items() if name not in ("methods", "fields")})]
     for place, seen in itertools.islice(counts.get("fields", {}).items(), _PLACES_SHOWN):
-        lines.append(f"{place} differs, {seen['count']} times: legacy {seen['legacy']}, bus {seen['bus']}")
+        what = f"legacy {seen['legacy']}, bus {seen['bus']}" if seen["legacy"] else seen["bus"]
+        lines.append(f"{place} differs, {seen['count']} times: {what}")
     return Text("\n".join(lines), style="yellow" if counts["different"] else "")
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 from bridges import cutover, evidence, routing
 from bridges.calls import Door, Side
 from bridges.checks import Finding, Verdict
-from bridges.cutover import Stage
+from bridges.cutover import Keeper, Stage
 from bridges.dispatch import HOLD_SECONDS
 from bridges.durable import NotDurable
 from bridges.endpoints import Endpoints, settings_doors
@@ -21,9 +21,10 @@ from bridges.situation import DoorError
 from bridges.state import NotWritten, Order, State
 from xenstore_rpc.errors import XenstoreError
 
+CALLS_NAMED: Final = 5
 # What an operator does about an alarm.
 _MEND: Final = {
-    "SPLIT_OWNER": "end the daemon that the text names; then xcp-bridge acknowledge, or kill",
+    "SPLIT_OWNER": "end the daemon that the text names, restart the bridge, then xcp-bridge acknowledge; or kill",
     "NAME_TAKEN": "end the daemon that owns the name; then xcp-bridge acknowledge",
     "ACCOUNTS": "keep the log and report it: this is a defect of the bridge; xcp-bridge kill brings legacy back",
     "NO_AUTHORITY": "start the daemon that the text names, or xcp-bridge kill",
@@ -55,7 +56,7 @@ class Control:
         self.on_change: Callable[[Receipt], None] | None = None
 
     def status(self) -> dict[str, dict[str, Any]]:
-        return {name: endpoints.status() for name, endpoints in self._services.items()}
+        return {name: {**endpoints.status(), **self.farewell(name)} for name, endpoints in self._services.items()}
 
     def epoch(self, service: str) -> int:
         return self._find(service).situation.standing.epoch
@@ -109,14 +110,13 @@ class Control:
         """Brings a service back to legacy authority, whatever its gates, its freeze and other services say."""
         endpoints = self._find(service)
         _need_reason(order)
+        # Where it stands is asked once a move that is on its way is over, under that one's lock.
+        receipts = await self._move(endpoints, Stage.RELAY, order, accept_in_doubt=accept_in_doubt)
         here = endpoints.situation.standing.stage
-        target = cutover.kill_target(here)
-        if target is None:
-            note(endpoints, self._state, here, order, "nothing to do")
+        if not receipts:
             return [], f"{service} is {here}: the legacy daemon is the authority already"
-        receipts = await self._move(endpoints, target, order, accept_in_doubt=accept_in_doubt)
-        left_behind = self._waiting_for(service, target)
-        text = f"{service} is {target}: the legacy daemon is the authority"
+        left_behind = self._waiting_for(service, here)
+        text = f"{service} is {here}: the legacy daemon is the authority"
         if left_behind:
             text += f"; these were to be moved after it only: {', '.join(left_behind)}"
         return receipts, text
@@ -175,6 +175,8 @@ class Control:
         except (NotWritten, NotDurable) as error:
             raise NotNow(str(error)) from None
         situation.frozen = None
+        if situation.meaning.tree is Keeper.LEGACY:  # while the tree is ours the other one must end, and we start anew
+            situation.calm("SPLIT_OWNER")
         thawed = f"no longer frozen ({was})" if was else "was not frozen"
         note(endpoints, self._state, situation.standing.stage, order, f"{thawed}; {count} calls in doubt")
         return {"text": f"{service} {thawed}", "in_doubt": count}
@@ -196,7 +198,9 @@ class Control:
             reasons.append(Reason("unknown method", routing.Verdict.PASSES, text))
         else:
             call |= {"effect": str(known.effect), "deadline": known.deadline}
-            reasons += routing.beside(endpoints.situation.standing.stage, known)
+            comes_to_us = reasons[-1].verdict is routing.Verdict.DECIDES
+            beside = routing.beside(endpoints.situation.standing.stage, known)
+            reasons += [reason for reason in beside if comes_to_us or reason.rule != "journal"]
         return {"call": call, "door": door, **_rules(reasons), "result": result}
 
     async def explain_recorded(self, service: str, number: int) -> dict[str, Any]:
@@ -252,9 +256,8 @@ class Control:
         if situation.frozen is not None:
             mend = f"when that is mended: xcp-bridge acknowledge {name} --reason TEXT"
             found.append(Finding(place, Verdict.BAD, f"is frozen: {situation.frozen}", mend))
-        if count := self._journal.in_doubt_count(name):
-            mend = f"look whether they were executed, then xcp-bridge acknowledge {name} --reason TEXT"
-            found.append(Finding(place, Verdict.WARNING, f"{count} calls are in doubt", mend))
+        if self._journal.in_doubt_count(name):
+            found.append(await self._in_doubt(name, place))
         if endpoints.bus.owner_of_candidate() is not None and situation.meaning.authority is Side.LEGACY:
             try:
                 missing = await endpoints.bus.check_candidate(endpoints.on_bus)
@@ -264,6 +267,17 @@ class Control:
                 text = f"does not offer {', '.join(missing[:3])}" if missing else "is fit to be moved to"
                 found.append(Finding(f"{name} candidate", Verdict.WARNING if missing else Verdict.GOOD, text))
         return found or [Finding(place, Verdict.GOOD, f"authority {situation.meaning.authority}, nothing is wrong")]
+
+    async def _in_doubt(self, name: str, place: str) -> Finding:
+        """Which calls somebody has to look at, by their numbers."""
+        try:
+            calls = await self._journal.in_doubt(name)
+        except NotDurable as error:
+            return Finding(place, Verdict.WARNING, f"calls are in doubt; the journal cannot be read: {error}")
+        newest = ", ".join(f"{call['id']} ({call['method']})" for call in calls[:CALLS_NAMED])
+        more = f" and {len(calls) - CALLS_NAMED} more" if len(calls) > CALLS_NAMED else ""
+        mend = f"xcp-bridge explain {name} --call NUMBER; look whether it was executed; xcp-bridge acknowledge {name}"
+        return Finding(place, Verdict.WARNING, f"{len(calls)} calls are in doubt: {newest}{more}", mend)
 
     def _find(self, service: str) -> Endpoints:
         endpoints = self._services.get(service)

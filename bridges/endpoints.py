@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import uuid
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
 from typing import Final, NamedTuple
@@ -218,9 +220,13 @@ class Endpoints:
                 await self._store.wait_connected(STORE_SECONDS)
         if self.situation.meaning.authority is Side.LEGACY:
             await self._let_legacy_rule(was_cut_off=was_cut_off)
-        await self._look()
-        if self.situation.meaning.sockets.is_ours and self.situation.meaning.authority is Side.LEGACY:
-            await self._settle_again()
+        self.dispatch.hold()  # the legacy daemon may be another one by now: no call reaches it before that is known
+        try:
+            await self._look()
+            if self.situation.meaning.sockets.is_ours and self.situation.meaning.authority is Side.LEGACY:
+                await self._settle_again()
+        finally:
+            self.dispatch.resume()
         if self.situation.meaning.bus is not Keeper.CLOSED:
             await self.bus.wait_there(BUS_SECONDS)
 
@@ -258,8 +264,10 @@ class Endpoints:
                 text = f"xenstored at {self._store.address} cannot be reached; tried again until it is back"
                 self.situation.alarm("STORE_LOST", text)
         try:
-            if any([await door.look() for door in self.sockets]):
-                await self._settle_again()
+            if any(door.was_taken_away for door in self.sockets) and self.situation.meaning.authority is Side.LEGACY:
+                await self._settle_again()  # first: once the path is ours again, calls reach the new process
+            for door in self.sockets:
+                await door.look()
             if self.datagrams is not None:
                 await self.datagrams.look()
             await self.bus.look()
@@ -309,12 +317,14 @@ class Endpoints:
         """Handles given out from now on belong to the process behind the authority. Raises DoorError."""
         process = None
         if side is Side.LEGACY:
-            pids = [await door.daemon_pid() for door in self.sockets] or [await self.legacy.pid()]
-            process = next((found for pid in pids if pid and (found := processes.identity(pid))), None)
+            process = _known([await door.daemon_pid() for door in self.sockets])
+            if process is None:  # a daemon that went to the background after it had listened is known by its settings
+                process = _known([await self.legacy.pid()])
         else:
             process = self._state.candidate(self.name)
         try:
-            await self._ledger.settle(self.name, side, process or "unknown", fresh=fresh)
+            # Who is not known may be another one every time.
+            await self._ledger.settle(self.name, side, process or f"unknown {uuid.uuid4()}", fresh=fresh)
         except NotDurable as error:
             raise DoorError(str(error)) from None
 
@@ -430,6 +440,11 @@ class Endpoints:
             **self.witness.status(),
             **({"observed": self.observation.status()} if meaning.compared is not Compared.NOTHING else {}),
         }
+
+
+def _known(pids: Iterable[int | None]) -> str | None:
+    """The identity of the first process that runs."""
+    return next((found for pid in pids if pid and (found := processes.identity(pid))), None)
 
 
 def settings_doors(settings: ServiceSettings) -> tuple[Door, ...]:

@@ -31,6 +31,8 @@ from xenstore_rpc.errors import XenstoreError
 LOG: Final = logging.getLogger("bridges.flip")
 
 DRAIN_SECONDS: Final = 5.0
+# Nobody is held meanwhile: as long as callers at our sockets are waited for.
+LEAVE_SECONDS: Final = 40.0
 KILL: Final = "kill"
 
 
@@ -91,6 +93,7 @@ class Flip:
             self._number = self._state.begin(endpoints.name, origin, target, self._order)
         except NotWritten as error:
             raise FlipRefused(f"{endpoints.name} stays {origin.stage}: {error}") from None
+        endpoints.situation.calm("STATE")  # it can be written again, which the gates shall see
         try:
             await self._prepare(target)
             await self._way(committed)
@@ -193,6 +196,8 @@ class Flip:
         # The legacy daemon is the authority before and after: what is left is to get out of the way.
         self._resume()
         await endpoints.give_sockets_back()
+        await endpoints.bus.leave_name()
+        await endpoints.dispatch.drain(LEAVE_SECONDS)  # who had reached us before is answered
         await endpoints.bus.disconnect()
 
     async def _to_bus(self, committed: Standing) -> None:
@@ -201,6 +206,8 @@ class Flip:
         try:
             self._hold()
             self._reached(Step.HELD)
+            for door in endpoints.sockets:  # a daemon that was just restarted has them: when it ends, nobody would
+                await door.take_again()
             await self._drain()
             await endpoints.drain_legacy(DRAIN_SECONDS)
             self._reached(Step.DRAINED)
@@ -377,6 +384,9 @@ async def move(
         raise FlipRefused(f"{endpoints.name} is being moved already: {situation.moving}; wait for it, then again")
     async with situation.lock:
         here = situation.standing.stage
+        if order.verb == KILL and cutover.kill_target(here) is None:  # the move that was on its way has done it
+            note(endpoints, state, here, order, "nothing to do")
+            return []
         situation.moving = f"{here} to {target} by {order.who}"
         try:
             if situation.frozen is not None and order.verb != KILL:

@@ -90,7 +90,9 @@ def worst(found: Iterable[Gate]) -> Verdict:
 
 def bound(count: int) -> str:
     """How sure `count` comparisons without a difference make one."""
-    return f"the true rate is below {_RULE_OF_THREE / count:.1%}" if count > _RULE_OF_THREE else "too few to say more"
+    if count <= _RULE_OF_THREE:
+        return "too few to say more"
+    return f"the true rate is below {100 * _RULE_OF_THREE / count:.2g}%"
 
 
 def _alarms(alarms: tuple[str, ...]) -> Gate:
@@ -137,5 +139,5 @@ def _unused(door: str, seconds: float, quiet_hours: float) -> Gate:
         return Gate(name, Verdict.NO_DATA, "the clock was set back", "wait until it has passed the last call again")
     text = f"no call for {seconds / HOUR:.1f} h, {quiet_hours:g} h are wanted"
     if seconds < quiet_hours * HOUR:
-        return Gate(name, Verdict.FAIL, text, "move its callers to the bus; xcp-bridge audit tells since when")
+        return Gate(name, Verdict.FAIL, text, "move its callers to the bus; xcp-bridge status shows the last call")
     return Gate(name, Verdict.PASS, text)

@@ -3,6 +3,7 @@
 The rules, in the order in which they are asked; the first that applies decides:
 
     hold        while a service is being moved, new calls wait at the gate; the rules are asked when it opens
+    door        a door that is not ours: the call never comes to us
     retired     in complete the legacy doors are closed for good
     stage       the authority of the service's stage
 """
@@ -68,10 +69,13 @@ def explain(service: str, stage: Stage, door: Door, *, is_held: bool) -> tuple[l
     """Every rule with what it says of a call at that door, and what becomes of the call."""
     keeper = keeper_of(stage, door)
     reasons: list[Reason] = []
-    if keeper.is_ours and is_held:
-        reasons.append(Reason("hold", Verdict.PASSES, f"{service} is being moved: the call waits, then is asked again"))
-    else:
+    is_moved = f"{service} is being moved"
+    if not is_held:
         reasons.append(Reason("hold", Verdict.PASSES, f"{service} is not being moved"))
+    elif keeper.is_ours:
+        reasons.append(Reason("hold", Verdict.PASSES, f"{is_moved}: the call waits, then is asked again"))
+    else:
+        reasons.append(Reason("hold", Verdict.PASSES, f"{is_moved}, which holds calls at our doors only"))
     if not keeper.is_ours:
         text = f"in {stage} the {door} door is not ours: {_holder(keeper)}"
         reasons.append(Reason("door", Verdict.DECIDES, text))
@@ -95,13 +99,15 @@ def beside(stage: Stage, method: Method) -> list[Reason]:
     if is_journalled(method.effect, method.deadline):
         found.append(Reason("journal", Verdict.PASSES, "it may change something: recorded before it is dispatched"))
     else:
-        found.append(Reason("journal", Verdict.PASSES, "it changes nothing: not recorded"))
+        found.append(Reason("journal", Verdict.PASSES, "it changes nothing or only waits: not recorded"))
     if asks_candidate(stage, method.effect, method.deadline):
         found.append(Reason("candidate", Verdict.PASSES, "the candidate is asked too, once the caller has his answer"))
     else:
-        why = (
-            "writes never reach a candidate" if method.effect is Effect.WRITE else f"nobody is asked besides in {stage}"
-        )
+        why = f"nobody is asked besides in {stage}"
+        if method.effect is Effect.WRITE:
+            why = "writes never reach a candidate"
+        elif method.deadline is None:
+            why = "a long poll is asked once"
         found.append(Reason("candidate", Verdict.PASSES, why))
     return found
 

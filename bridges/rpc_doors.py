@@ -11,6 +11,7 @@ import logging
 import math
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
@@ -128,7 +129,7 @@ class SocketCalls(Generic[Reply]):
         self, tongue: Tongue, body: bytes, relay: Callable[[bytes, float | None], Awaitable[Reply | CloseSilently]]
     ) -> Reply | bytes | CloseSilently:
         """While legacy rules what `relay` gave, called with the seconds left (None: a long poll); else our reply."""
-        name = tongue.encoding.method_of(body)
+        name = self._name_in(tongue, body)
         method = self._find(tongue, name)
         arrived = arrival(self._door, method, name)
 
@@ -221,6 +222,14 @@ class SocketCalls(Generic[Reply]):
         """The reply to a body over the limit, which was never read."""
         LOG.info("%s at the %s door: %s", self._service.name, self._door, text)
         return self._refused(tongue, b"", Fault(Kind.INVALID_ARGUMENT, text))
+
+    def _name_in(self, tongue: Tongue, body: bytes) -> str:
+        """The method that a body calls. Where handles must be exchanged, one that is spelt unusually is read for it."""
+        name = tongue.encoding.method_of(body)
+        if not name and self._service.handles:
+            with suppress(CodecError):
+                name = tongue.encoding.read_call(body).method
+        return name
 
     def _find(self, tongue: Tongue, name: str) -> Method | None:
         method = self._service.method(name)

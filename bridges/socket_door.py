@@ -145,20 +145,20 @@ class SocketDoor(Generic[AnyClient]):
             if done is not sockets.Returned.NOTHING:
                 LOG.warning("%s: %s: %s", self._situation.service, self._settings.socket, done)
 
-    async def look(self) -> bool:
-        """A legacy daemon that was restarted has bound the path again: it is taken again. Raises DoorError.
+    @property
+    def was_taken_away(self) -> bool:
+        """Whether somebody else has bound our path."""
+        return self._owned is not None and not sockets.is_ours(self._owned)
 
-        Whether it was.
-        """
+    async def look(self) -> None:
+        """A legacy daemon that was restarted has bound the path again: it is taken again. Raises DoorError."""
         if not self._situation.meaning.sockets.is_ours:
-            return False
-        was_taken_away = self._owned is not None and not sockets.is_ours(self._owned)
-        if self._owned is not None and was_taken_away:
+            return
+        if self._owned is not None and self.was_taken_away:
             LOG.warning("%s: %s was bound by somebody else: taking it again", self._situation.service, self._owned.path)
             if self._situation.meaning.authority is Side.BUS:
                 self._situation.alarm("SPLIT_OWNER", f"{self._owned.path} was bound: does a legacy daemon run?")
         await self.take_again()
-        return was_taken_away
 
     async def take_again(self) -> None:
         """Takes the path unless it is ours. Raises DoorError."""

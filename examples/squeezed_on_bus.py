@@ -5,6 +5,8 @@
 Three parts. `Memory` is the service itself: plain asynchronous functions. `Charge` is the protocol between a daemon
 under migration and the bridge: until it is told `Assume` the daemon neither asks for the service's name nor executes a
 write; told `Yield` it refuses further writes, finishes those it has, and leaves the name. `serve` puts both on the bus.
+With `--settled` it is no candidate: it owns the service's name from its start, as a daemon does whose migration is
+complete.
 
 State that must survive a move is kept where both daemons see it: reservations stay in the store, as decimal KiB under
 /squeezed/state/SESSION/RESERVATION, ids unchanged.
@@ -164,9 +166,9 @@ def _invalid(kib: int) -> Fault:
 class Charge:
     """Whether this daemon is in charge, and the way in and out of it (org.xen.xcp.Candidate1)."""
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, *, is_settled: bool) -> None:
         self._bus = bus
-        self._in_charge = False
+        self._in_charge = is_settled
         self.epoch = 0
         # Writes run one at a time, in the order they came: who holds this lock knows that none is running.
         self._writing = asyncio.Lock()
@@ -258,19 +260,21 @@ async def serve(options: argparse.Namespace) -> int:
     try:
         bus = await Bus.connect(options.bus)
         try:
-            charge = Charge(bus)
+            charge = Charge(bus, is_settled=options.settled)
             executions = Executions(options.executions, side="bus")
             service = Service(Memory(store, options.host_kib), charge, executions, options.slow_ms)
             candidate, memory = published("org.xen.xcp.Candidate1"), published("org.xen.xcp.squeezed.Memory1")
             objects = ObjectTree()
-            objects.add(f"/org/xen/xcp/{SERVICE}", candidate, charge.answer, {"Epoch": lambda: charge.epoch})
+            if not options.settled:
+                objects.add(f"/org/xen/xcp/{SERVICE}", candidate, charge.answer, {"Epoch": lambda: charge.epoch})
             objects.add(names.object_path(SERVICE, "Memory"), memory, service.answer)
             bus.serve(objects.answer)
-            outcome = await bus.request_name(names.candidate_name(SERVICE))
-            if outcome is not NameOutcome.OWNER:
-                print(f"{names.candidate_name(SERVICE)} is owned by another daemon", file=sys.stderr)
+            name = names.service_name(SERVICE) if options.settled else names.candidate_name(SERVICE)
+            if await bus.request_name(name) is not NameOutcome.OWNER:
+                print(f"{name} is owned by another daemon", file=sys.stderr)
                 return 1
-            print(f"squeezed on the bus is a candidate as {bus.unique_name}", flush=True)
+            what = "owns its name" if options.settled else "is a candidate"
+            print(f"squeezed on the bus {what} as {bus.unique_name}", flush=True)
             return await _until(stop, bus, charge)
         finally:
             await bus.close()
@@ -297,6 +301,7 @@ def main() -> None:
     parser.add_argument("--bus", default=os.environ.get("XCP_BUS_ADDRESS", "unix:path=/run/xcp/bus"))
     parser.add_argument("--xenstore", default="/var/run/xenstored/socket")
     parser.add_argument("--host-kib", type=int, help="memory of the made-up host in KiB; without it there is no end")
+    parser.add_argument("--settled", action="store_true", help="own the service's name at once: no bridge gives it")
     parser.add_argument("--executions", type=Path, help="one line is appended for every call that is executed")
     parser.add_argument("--slow-ms", type=int, default=0, help="milliseconds that every call takes longer")
     try:

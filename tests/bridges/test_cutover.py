@@ -99,7 +99,7 @@ def test_every_move_is_legal_or_names_the_next_one(
 
 @pytest.mark.parametrize(("pair", "refusal"), [*SKIPS.items()])
 def test_what_only_compares_is_skipped_for_a_reason(pair: tuple[Stage, Stage], refusal: str) -> None:
-    """Without a reason the refusal names both ways on; with one it is a single flip, never one into the stage between."""
+    """Without a reason the refusal names both ways on; with one it is a single flip."""
     assert moved(*pair, skips=False) == refusal
     assert moved(*pair, skips=True) == (pair[1],)
 
@@ -168,7 +168,9 @@ def test_the_table_has_one_authority_and_its_doors_at_each_stage() -> None:
             assert Keeper.DAEMON not in (meaning.sockets, meaning.tree, meaning.bus)
             assert Keeper.RETIRED not in (meaning.sockets, meaning.tree, meaning.bus)
         assert meaning.sockets.is_ours or meaning.bus is Keeper.CLOSED
-    changes = [before for before, after in pairwise(LADDER) if MEANINGS[before].authority is not MEANINGS[after].authority]
+    changes = [
+        before for before, after in pairwise(LADDER) if MEANINGS[before].authority is not MEANINGS[after].authority
+    ]
     assert changes == [SHADOW]
 
 
@@ -241,9 +243,7 @@ RETIRE, BIND, LEAVE = "retire the legacy doors", "bind the datagram address", "g
         (SHADOW, OBSERVE, "tree", [HOLD, DRAIN, CLOSE_BUS]),
     ],
 )
-def test_a_plan_lists_what_a_flip_does_in_order(
-    origin: Stage, target: Stage, doors: str, expected: list[str]
-) -> None:
+def test_a_plan_lists_what_a_flip_does_in_order(origin: Stage, target: Stage, doors: str, expected: list[str]) -> None:
     """The steps of that flip and no other, between those that every flip has."""
     steps = plan(origin, target, sockets="sockets" in doors, tree="tree" in doors, datagrams="datagrams" in doors)
     wanted = [PREPARE, GATE, *(each for each in expected if each is not BIND), COMMIT, RESUME, WATCH]

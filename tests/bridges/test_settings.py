@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from bridges.cutover import Requirement, Stage
 from bridges.interfaces import model
 from bridges.settings import (
     HttpDoorSettings,
@@ -234,3 +235,104 @@ def test_what_is_no_settings_file(content: bytes, expected: str) -> None:
     """Content that is no text, no TOML or has mistakes is refused by what is wrong with it."""
     with pytest.raises(SettingsError, match=expected):
         decode(content, {})
+
+
+def tables(**requires: Any) -> dict[str, Any]:
+    """Services with a socket each, and what they require."""
+    return {
+        "services": {
+            name: {"http": {"socket": f"/{name}"}, **({} if wanted is None else {"requires": wanted})}
+            for name, wanted in requires.items()
+        }
+    }
+
+
+def test_a_service_may_require_others_and_be_quiet_for_as_long_as_is_wanted() -> None:
+    """Both have a default; requirements keep their order, and two services may need the same one."""
+    data = tables(squeezed=None, networkd=[], xenopsd=["squeezed.relay", "networkd.live"], xapi=["squeezed.complete"])
+    data["services"]["xapi"]["quiet_hours"] = 0.5
+    data["services"]["squeezed"]["quiet_hours"] = 0
+    services = parse(data, {}).services
+    assert services["squeezed"].requires == services["networkd"].requires == ()
+    assert services["xenopsd"].requires == (Requirement("squeezed", Stage.RELAY), Requirement("networkd", Stage.LIVE))
+    assert services["xapi"].requires == (Requirement("squeezed", Stage.COMPLETE),)
+    hours = {name: service.quiet_hours for name, service in services.items()}
+    assert hours == {"squeezed": 0.0, "networkd": 168.0, "xenopsd": 168.0, "xapi": 0.5}
+    assert all(isinstance(each, float) for each in hours.values())
+
+
+FORM = "expected 'SERVICE.STAGE' such as 'squeezed.relay', got"
+
+
+@pytest.mark.parametrize(
+    ("requires", "expected"),
+    [
+        ("squeezed.relay", ["expected a list of texts, got 'squeezed.relay'"]),
+        ({"squeezed": "relay"}, ["expected a list of texts, got {'squeezed': 'relay'}"]),
+        (3, ["expected a list of texts, got 3"]),
+        (["squeezed"], [f"{FORM} 'squeezed'"]),
+        ([".relay"], [f"{FORM} '.relay'"]),
+        (["squeezed."], [f"{FORM} 'squeezed.'"]),
+        (["squeezed.lvie", "squeezed.Relay"], [f"{FORM} 'squeezed.lvie'", f"{FORM} 'squeezed.Relay'"]),
+        ([3, None, ["squeezed.relay"]], [f"{FORM} 3", f"{FORM} None", f"{FORM} ['squeezed.relay']"]),
+        (["squeezed.relay", "nosuch.live"], ["no service 'nosuch' in these settings"]),
+        (["xapi.live"], ["no service 'xapi' in these settings"]),
+        (["b.live", "a.live", "a.relay"], ["no service 'a' in these settings", "no service 'b' in these settings"]),
+        (["xenopsd.relay"], ["xenopsd wait for each other"]),
+    ],
+)
+def test_what_is_no_requirement(requires: Any, expected: list[str]) -> None:
+    """Each wrong one has its sentence; a service must be among these settings, be it known elsewhere or not."""
+    found = problems(tables(squeezed=None, xenopsd=requires))
+    assert found == [f"services.xenopsd.requires: {line}" for line in expected]
+
+
+@pytest.mark.parametrize(
+    ("requires", "expected"),
+    [
+        (
+            {"squeezed": ["xenopsd.relay"], "xenopsd": ["squeezed.relay"]},
+            "services.squeezed.requires: squeezed, xenopsd wait for each other",
+        ),
+        (
+            {"squeezed": ["xenopsd.off"], "networkd": ["squeezed.live"], "xenopsd": ["networkd.relay"], "rrdd": None},
+            "services.networkd.requires: networkd, squeezed, xenopsd wait for each other",
+        ),
+        (
+            # rrdd waits for those in the circle, and is not in it
+            {"squeezed": ["xenopsd.relay"], "xenopsd": ["squeezed.relay"], "rrdd": ["squeezed.live"]},
+            "services.squeezed.requires: squeezed, xenopsd wait for each other",
+        ),
+    ],
+)
+def test_services_cannot_wait_for_each_other(requires: dict[str, Any], expected: str) -> None:
+    """Such a circle could never be moved; those in it are named."""
+    assert problems(tables(**requires)) == [expected]
+
+
+def test_a_long_chain_of_requirements_is_no_circle() -> None:
+    """Every service waits for the next, some for two."""
+    names = ["squeezed", "networkd", "rrdd", "v6d", "gpumon", "xenopsd", "storage"]
+    chain: dict[str, Any] = {name: [f"{after}.relay" for after in names[n + 1 : n + 3]] for n, name in enumerate(names)}
+    assert len(parse(tables(**chain), {}).services) == len(names)
+    chain[names[-1]] = [f"{names[0]}.relay"]
+    (found,) = problems(tables(**chain))
+    assert found.endswith(f"{', '.join(sorted(names))} wait for each other")
+
+
+@pytest.mark.parametrize("hours", ["168", True, -1, -0.5, None, [1], float("nan"), float("inf"), 1e6, 10**400])
+def test_what_is_no_number_of_hours(hours: Any) -> None:
+    """Texts, negative numbers, and those that are none."""
+    data = tables(squeezed=None)
+    data["services"]["squeezed"]["quiet_hours"] = hours
+    expected = f"services.squeezed.quiet_hours: expected a number of hours, 0 or more, got {hours!r}"
+    assert problems(data) == [expected]
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "9" * 400, "1e400"])
+def test_a_number_of_hours_as_the_file_spells_it(number: str) -> None:
+    """What TOML allows and nobody can wait for is refused with its place."""
+    content = f'services.squeezed.quiet_hours = {number}\nservices.squeezed.xenstore = "squeezed"'
+    with pytest.raises(SettingsError) as caught:
+        decode(content.encode(), {})
+    assert len(caught.value.problems) == 1

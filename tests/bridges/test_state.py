@@ -131,7 +131,8 @@ def test_recovery_after_each_step(tmp_path: Path, reached: Step | None) -> None:
     with opened(tmp_path) as state:
         standing, story = state.recover("squeezed")
         assert standing == expected == state.standing("squeezed")
-        assert story == f"flip 2 relay to live was cut off when {reached or 'prepared'}: the service is {standing.stage}"
+        step = reached or Step.PREPARED
+        assert story == f"flip 2 relay to live was cut off when {step}: the service is {standing.stage}"
         *_, line = state.audit()
         assert (line["origin"], line["target"], line["epoch"]) == ("relay", "live", 2)
         assert (line["who"], line["reason"], line["override"], line["verb"]) == (
@@ -154,16 +155,19 @@ def test_a_flip_that_went_back_behind_its_fence_is_found_not_begun(tmp_path: Pat
         assert state.recover("squeezed")[0] == OFF
 
 
-def test_only_the_newest_flip_can_have_been_cut_off(tmp_path: Path) -> None:
+@pytest.mark.parametrize("later", [(Stage.LIVE, Stage.RELAY), (Stage.LIVE, Stage.RELAY, Stage.LIVE)])
+def test_only_the_newest_flip_can_have_been_cut_off(tmp_path: Path, later: tuple[Stage, ...]) -> None:
     """One whose end could not be written is over: it neither brings an old stage back nor lets epochs repeat."""
     with opened(tmp_path) as state:
         move(state, OFF, Stage.RELAY)
         state.reached(state.begin("squeezed", RELAY, Stage.LIVE, ORDER), Step.FENCED)
-        back = move(state, move(state, RELAY, Stage.LIVE), Stage.RELAY)
+        last = RELAY
+        for target in later:
+            last = move(state, last, target)
     with opened(tmp_path) as state:
         standing, story = state.recover("squeezed")
-        assert standing == back == state.standing("squeezed") == Standing(Stage.RELAY, 3)
-        assert story == "flip 2 relay to live was cut off when fenced: the service is relay"
+        assert standing == last == state.standing("squeezed") == Standing(later[-1], 1 + len(later))
+        assert story == f"flip 2 relay to live was cut off when fenced: the service is {later[-1]}"
         assert outcomes(state)[-1] == "undone after a crash"
 
 

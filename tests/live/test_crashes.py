@@ -1,4 +1,7 @@
-"""The bridge is killed: in relay, in live, in the middle of a move; and what `release` and the next start do."""
+"""The bridge is killed in relay, in live, with a write in its hands; and what `release` and the next start do.
+
+Moves that are killed at their steps are in test_killed_at_each_step.py.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bridges.cutover import STEPS, Stage, Step
-from bridges.state import Order, Standing, State
+from bridges.cutover import Stage
+from tests.live.killing import OneService, Work, check_doors, is_frozen, one_service, until_killed
 
 if TYPE_CHECKING:
+    from tests.fixtures_dbus import BusDaemon
     from tests.fixtures_host import Host
-
-ORDER = Order("test", "cut off")
-
-
-def is_frozen(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
 
 
 async def freeze(host: Host, name: str) -> None:
@@ -30,21 +28,6 @@ async def freeze(host: Host, name: str) -> None:
     async with asyncio.timeout(10):
         while not is_frozen(pid):  # noqa: ASYNC110 - the kernel tells nobody but its parent
             await asyncio.sleep(0.01)
-
-
-def cut_off(host: Host, origin: Stage, target: Stage, step: Step) -> None:
-    """The state of a bridge that was killed right after a step of a move of squeezed was made durable."""
-    state = State(host.path("state"))
-    try:
-        standing = state.standing("squeezed")
-        assert standing.stage is origin
-        flip = state.begin("squeezed", standing, target, ORDER)
-        if step is Step.COMMITTED:
-            state.commit(flip, "squeezed", Standing(target, standing.epoch + 1))
-        else:
-            state.reached(flip, step)
-    finally:
-        state.close()
 
 
 async def test_killed_in_relay_and_released(host: Host, relayed: Any) -> None:
@@ -85,7 +68,7 @@ async def test_killed_in_live(host: Host, moved: Any, stale: str) -> None:
     if stale == "refuse":
         assert response["code"] == b"2"
         assert response["description"].startswith(b"Unavailable: the request was found at a cold start")
-        assert "1 requests were there before us: refused" in host.log("bridge")
+        assert "1 requests were there before us: answered" in host.log("bridge")
     else:
         assert list(response) == ["reservation_id"]
     assert host.executions()["reserve_memory", "found"] == (stale == "execute")
@@ -93,91 +76,77 @@ async def test_killed_in_live(host: Host, moved: Any, stale: str) -> None:
     assert await host.alarms() == {}
 
 
-async def test_killed_with_calls_in_flight_in_live(host: Host, relayed: Any) -> None:
-    """A call that the bus daemon had is not sent again by the next bridge."""
-    await host.start_bus_squeezed("--slow-ms", "500")
-    await host.stage("squeezed", "live")
-    await relayed.request("reserve-memory", "flying", {"session_id": b"flying", "kib": b"1"})
-    await host.until(lambda: host.executions()["reserve_memory", "flying"] == 1)
-    await host.end("bridge", signal.SIGKILL)
-    await host.start_bridge()
-    response = await relayed.response("reserve-memory", "flying")
-    assert response["code"] == b"2"
-    await relayed.every_door()
-    assert host.executions()["reserve_memory", "flying"] == 1
+async def in_live(host: OneService, stale: str) -> None:
+    """squeezed is live, with that stale_at_start from the next start on."""
+    host.write_settings(stale=stale)
+    await host.bring_to(Stage.LIVE)
 
 
-@pytest.mark.parametrize("step", STEPS)
-async def test_cut_off_on_the_way_to_live(host: Host, relayed: Any, step: Step) -> None:
-    """relay to live: the old stage with the legacy daemon running, or the new one; every door works in either."""
-    await host.end("bridge", signal.SIGKILL)
-    cut_off(host, Stage.RELAY, Stage.LIVE, step)
-    fenced = STEPS.index(step) >= STEPS.index(Step.FENCED)
-    if fenced:
-        await host.end_legacy("squeezed")
-    elif step is Step.DRAINED:  # in the middle of the freeze-and-check, our pid in the tree
-        await relayed.connect_store()
-        await relayed.store.write("/squeezed/pid", b"4194304")
-        await freeze(host, "squeezed")
-    await host.start_bus_squeezed()
-    await host.start_bridge()
-    status = await host.control(verb="status")
-    assert status["services"]["squeezed"]["stage"] == ("live" if fenced else "relay")  # type: ignore[index]
-    await host.until_alarms()
-    await relayed.every_door()
-    assert host.sides()["bus" if fenced else "legacy"] >= 3
-    assert host.sides()["legacy" if fenced else "bus"] == (1 if fenced else 0)  # xenopsd's
+async def in_doubt(host: OneService) -> int:
+    """How many calls of squeezed nobody has looked at."""
+    count: int = (await host.standing())["in_doubt_open"]
+    return count
 
 
-async def test_the_legacy_daemon_was_killed_before_the_fence_was_durable(host: Host, relayed: Any) -> None:
-    """relay to live, cut off between the kill and its record: not begun, so the legacy daemon is started again."""
-    await host.end("bridge", signal.SIGKILL)
-    cut_off(host, Stage.RELAY, Stage.LIVE, Step.DRAINED)
-    await host.end_legacy("squeezed")
-    await host.start_bridge()
-    assert "had been ended by the move that was cut off: starting it" in host.log("bridge")
-    await host.until_alarms()
-    await relayed.every_door()
-    assert host.sides() == {"legacy": 4}
+@pytest.mark.parametrize("stale", ["refuse", "execute"])
+async def test_an_answer_that_was_recorded(bus_daemon: BusDaemon, xenstored_stub: Path, stale: str) -> None:
+    """Killed between the record of an answer and the store: the next bridge gives the caller that answer."""
+    async with one_service(bus_daemon, xenstored_stub) as (host, callers, bus):
+        await in_live(host, stale)
+        host.break_at("after", "answered")
+        await callers.request("reserve-memory", "flying", {"session_id": b"flying", "kib": b"7"})
+        await until_killed(host)
+        assert not await callers.exists("/squeezed/rpc/response/reserve-memory/flying")
+        await host.start_bridge()
+        response = await callers.response("reserve-memory", "flying")
+        assert [response["reservation_id"].decode()] == await callers.store.directory("/squeezed/state/flying")
+        assert host.executions()["reserve_memory", "flying"] == 1
+        assert await in_doubt(host) == 0
+        await host.until_alarms()
+        await check_doors(host, Work(callers, bus), Stage.LIVE)
 
 
-@pytest.mark.parametrize("step", STEPS)
-async def test_cut_off_on_the_way_back(host: Host, moved: Any, step: Step) -> None:
-    """live to relay: the bus daemon goes on, or the legacy daemon is started; every door works in either."""
-    await host.end("bridge", signal.SIGKILL)
-    fenced = STEPS.index(step) >= STEPS.index(Step.FENCED)
-    cut_off(host, Stage.LIVE, Stage.RELAY, step)
-    if fenced:  # it has yielded: a new candidate is not in charge either
-        await host.end("bus")
-        await host.start_bus_squeezed()
-    if STEPS.index(step) > STEPS.index(Step.FENCED):
-        await host.start_legacy("squeezed")
-    await host.start_bridge()
-    status = await host.control(verb="status")
-    assert status["services"]["squeezed"]["stage"] == ("relay" if fenced else "live")  # type: ignore[index]
-    await host.until_alarms()
-    await moved.every_door()
-    assert host.sides()["legacy" if fenced else "bus"] >= 3
+@pytest.mark.parametrize("stale", ["refuse", "execute"])
+@pytest.mark.parametrize(("when", "point", "executions"), [("after", "recorded", 0), ("before", "answered", 1)])
+async def test_a_write_without_a_result(
+    bus_daemon: BusDaemon, xenstored_stub: Path, stale: str, when: str, point: str, executions: int
+) -> None:
+    """Killed before or after its execution: InDoubt, never executed again, counted until somebody has looked."""
+    async with one_service(bus_daemon, xenstored_stub) as (host, callers, bus):
+        await in_live(host, stale)
+        host.break_at(when, point)
+        await callers.request("reserve-memory", "flying", {"session_id": b"flying", "kib": b"7"})
+        await until_killed(host)
+        await host.start_bridge()
+        response = await callers.response("reserve-memory", "flying")
+        assert response["code"] == b"2"
+        assert response["description"].startswith(b"InDoubt: ")
+        assert "1 calls of the bridge before have no result: in doubt" in host.log("bridge")
+        await host.until_alarms()
+        await check_doors(host, Work(callers, bus), Stage.LIVE)
+        assert await in_doubt(host) == 1
+        await host.end("bridge", signal.SIGKILL)
+        await host.start_bridge()
+        assert await in_doubt(host) == 1
 
-
-@pytest.mark.parametrize("step", [None, Step.COMMITTED])
-async def test_cut_off_while_the_sockets_change_hands(host: Host, relayed: Any, step: Step | None) -> None:
-    """off to relay before its commit, relay to off after it: off, and the socket is the legacy daemon's again."""
-    await host.end("bridge", signal.SIGKILL)
-    if step is None:
-        state = State(host.path("state"))
-        state.commit(
-            state.begin("squeezed", state.standing("squeezed"), Stage.OFF, ORDER), "squeezed", Standing(Stage.OFF, 2)
-        )
-        state.begin("squeezed", Standing(Stage.OFF, 2), Stage.RELAY, ORDER)
-        state.close()
-    else:
-        cut_off(host, Stage.RELAY, Stage.OFF, step)
-    await host.start_bridge()
-    assert not host.path("memory.legacy").exists()
-    assert (await relayed.rpc("memory", "login", "d", "alone"))["Status"] == "Success"
-    await host.stage("squeezed", "relay")
-    await relayed.every_door()
+        answer = await host.ask_stage("squeezed", "complete", override=None)
+        assert not answer["ok"], answer
+        assert "in doubt (fail)" in str(answer["error"])
+        findings = (await host.control(verb="doctor"))["findings"]
+        assert any("1 calls are in doubt" in finding["text"] for finding in findings)  # type: ignore[attr-defined]
+        code, output, errors = await host.cli("acknowledge", "squeezed", "--reason", "looked at it")
+        assert (code, errors) == (0, "")
+        assert "calls in doubt taken note of: 1" in output
+        assert await in_doubt(host) == 0
+        answer = await host.ask_stage("squeezed", "complete", override=None)
+        assert "in doubt" not in str(answer["error"])
+        audit = (await host.control(verb="audit", service="squeezed"))["entries"]
+        (line,) = [line for line in audit if line["verb"] == "acknowledge"]  # type: ignore[attr-defined]
+        assert (line["reason"], line["outcome"]) == ("looked at it", "was not frozen; 1 calls in doubt")
+        await host.end("bridge")
+        await host.start_bridge()
+        assert await in_doubt(host) == 0
+        assert host.executions()["reserve_memory", "flying"] == executions
 
 
 async def test_a_frozen_daemon_is_thawed_by_release(host: Host, relayed: Any) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
+import json
 import os
 import signal
 import sys
@@ -12,23 +15,22 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from bridges.cutover import Stage
 from dbus_side import names
 from dbus_side.bus import Bus
 from dbus_side.errors import BusRefused
 from dbus_side.exported import ObjectTree
 from dbus_side.introspection import Argument, Interface, Method
+from tests.live.killing import CANDIDATE1, MEMORY1, Work, check_doors, one_service, until_killed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tests.fixtures_dbus import BusDaemon
     from tests.fixtures_host import Host
 
 MEMORY = ("org.xen.xcp.squeezed", "/org/xen/xcp/squeezed/Memory", "org.xen.xcp.squeezed.Memory1")
 ROOT = Path(__file__).parents[2]
-CANDIDATE = Interface(
-    "org.xen.xcp.Candidate1",
-    (Method("Assume", (Argument("epoch", "t"),)), Method("Yield", (Argument("epoch", "t"),))),
-)
 
 
 async def refused(host: Host, stage: str, service: str = "squeezed", **more: object) -> str:
@@ -99,42 +101,91 @@ class FalseCandidate:
             await self._bus.release_name(names.service_name("squeezed"))
         return ()
 
+    def serve(self, candidate: Interface, memory: Interface, epoch: int | None = 0) -> None:
+        """Offers these interfaces; without an epoch the property is not there."""
+        objects = ObjectTree()
+        properties = {} if epoch is None else {"Epoch": lambda: epoch}
+        objects.add("/org/xen/xcp/squeezed", candidate, self.answer, properties)
+        objects.add("/org/xen/xcp/squeezed/Memory", memory, self.answer)
+        self._bus.serve(objects.answer)
 
-async def no_candidate_interface(bus: Bus) -> FalseCandidate:
+
+def changed(interface: Interface, member: str, method: Method | None) -> Interface:
+    """The interface with another method in that one's place, or without it."""
+    methods = [method if each.name == member else each for each in interface.methods]
+    return dataclasses.replace(interface, methods=tuple(each for each in methods if each is not None))
+
+
+async def no_candidate_interface(_bus: Bus) -> FalseCandidate:
     """Owns the name, serves nothing."""
-    return FalseCandidate(bus, set())
+    return FalseCandidate(_bus, set())
+
+
+async def no_epoch(bus: Bus) -> FalseCandidate:
+    """Does not say from which epoch it comes."""
+    candidate = FalseCandidate(bus, set())
+    candidate.serve(dataclasses.replace(CANDIDATE1, properties=()), MEMORY1, None)
+    return candidate
+
+
+async def later_epoch(bus: Bus) -> FalseCandidate:
+    """Has yielded in an epoch that this bridge has not come to."""
+    candidate = FalseCandidate(bus, set())
+    candidate.serve(CANDIDATE1, MEMORY1, 99)
+    return candidate
+
+
+async def wrong_signature(bus: Bus) -> FalseCandidate:
+    """Forgets how much to reserve."""
+    candidate = FalseCandidate(bus, set())
+    arguments = (Argument("debug_info", "s"), Argument("session_id", "s"))
+    method = Method("ReserveMemory", arguments, (Argument("reservation_id", "s"),))
+    candidate.serve(CANDIDATE1, changed(MEMORY1, "ReserveMemory", method))
+    return candidate
+
+
+async def queued_for_the_name(bus: Bus) -> FalseCandidate:
+    """Waits for the service's name, and would own it when the bridge dies."""
+    candidate = FalseCandidate(bus, set())
+    candidate.serve(CANDIDATE1, MEMORY1)
+    await bus.request_name(names.service_name("squeezed"), queue=True)
+    return candidate
 
 
 async def refuses_assume(bus: Bus) -> FalseCandidate:
     """Says no to Assume."""
     candidate = FalseCandidate(bus, {"Assume"})
-    objects = ObjectTree()
-    objects.add("/org/xen/xcp/squeezed", CANDIDATE, candidate.answer)
-    bus.serve(objects.answer)
+    candidate.serve(CANDIDATE1, MEMORY1)
     return candidate
 
 
 async def ignores_the_name(bus: Bus) -> FalseCandidate:
     """Takes Assume and never asks for the service's name."""
     candidate = FalseCandidate(bus, set())
-    objects = ObjectTree()
-    objects.add("/org/xen/xcp/squeezed", CANDIDATE, candidate.answer)
-    bus.serve(objects.answer)
+    candidate.serve(CANDIDATE1, MEMORY1)
     return candidate
 
 
 @pytest.mark.parametrize(
     ("kind", "words", "heard"),
     [
-        (no_candidate_interface, "did not accept Assume(2)", []),
+        (no_candidate_interface, "does not answer as a candidate does", None),
+        (no_epoch, "has no property Epoch", None),
+        (later_epoch, "says epoch 99, squeezed is in epoch 1: its state is another's, or ours is older", None),
+        (
+            wrong_signature,
+            "offers org.xen.xcp.squeezed.Memory1.ReserveMemory(ss) -> (s), written down is (ssx) -> (s)",
+            None,
+        ),
+        (queued_for_the_name, "has asked for org.xen.xcp.squeezed before Assume: it may execute writes already", None),
         (refuses_assume, "not today", ["Assume"]),
         (ignores_the_name, "did not request org.xen.xcp.squeezed", ["Assume", "Yield"]),
     ],
 )
 async def test_a_candidate_that_fails(
-    host: Host, relayed: Any, kind: Callable[[Bus], Any], words: str, heard: list[str]
+    host: Host, relayed: Any, kind: Callable[[Bus], Any], words: str, heard: list[str] | None
 ) -> None:
-    """The legacy daemon was ended already: it is brought back, held calls are executed once, by it."""
+    """Unfit: nothing is touched. Found out by Assume: the legacy daemon is brought back, and executes what was held."""
     bus = await Bus.connect(host.bus.address)
     try:
         candidate = await kind(bus)
@@ -149,8 +200,8 @@ async def test_a_candidate_that_fails(
         assert words in sentence
         assert "squeezed stays relay" in sentence
         assert [(await call)["Status"] for call in calls] == ["Success"] * 20
-        assert host.legacy_pid("squeezed") != before
-        assert candidate.heard == heard
+        assert (host.legacy_pid("squeezed") == before) == (heard is None)
+        assert candidate.heard == (heard or [])
         await host.until_alarms()
         await relayed.every_door()
         executed = host.executions()
@@ -160,6 +211,87 @@ async def test_a_candidate_that_fails(
         await bus.close()
     await host.start_bus_squeezed()
     await host.stage("squeezed", "live")
+    await relayed.every_door()
+
+
+async def test_killed_on_the_way_back_behind_the_fence(bus_daemon: BusDaemon, xenstored_stub: Path) -> None:
+    """The candidate refused, and the bridge ends before the legacy daemon is started: the next one starts it."""
+    async with one_service(bus_daemon, xenstored_stub) as (host, callers, bus):
+        await host.end("bus")
+        await host.stage("squeezed", "relay")
+        candidate = await refuses_assume(bus)
+        await bus.request_name(names.candidate_name("squeezed"))
+        await host.until_candidate()
+        before = host.legacy_pid("squeezed")
+        host.break_at("after", "drained 2")
+        with contextlib.suppress(json.JSONDecodeError, ConnectionError):
+            await host.ask_stage("squeezed", "live")
+        await until_killed(host)
+        assert candidate.heard == ["Assume"]
+        await host.start_bridge()
+        assert "had been ended by the move that was cut off: starting it" in host.log("bridge")
+        assert host.legacy_pid("squeezed") != before
+        await host.until_alarms()
+        standing = await host.standing()
+        assert (standing["stage"], standing["epoch"]) == ("relay", 1)
+        caller = await Bus.connect(bus_daemon.address)
+        try:
+            await check_doors(host, Work(callers, caller), Stage.RELAY)
+        finally:
+            await caller.close()
+
+
+async def test_a_daemon_that_owns_the_name_already(host: Host, callers: Any) -> None:
+    """off to relay: the bus door cannot be ours, so the sockets are not taken either."""
+    await host.start_legacy("squeezed")
+    await host.start_bridge()
+    bus = await Bus.connect(host.bus.address)
+    try:
+        await bus.request_name(names.service_name("squeezed"))
+        sentence = await refused(host, "relay")
+        assert f"org.xen.xcp.squeezed is owned by {bus.unique_name}; that daemon must leave it first" in sentence
+        assert not host.path("memory.legacy").exists()
+        assert (await callers.rpc("memory", "login", "d", "directly"))["Status"] == "Success"
+        await bus.release_name(names.service_name("squeezed"))
+        await host.stage("squeezed", "relay")
+    finally:
+        await bus.close()
+
+
+async def test_gates_that_say_no(host: Host, relayed: Any) -> None:
+    """No data is 3, a red gate is 1, each with what it says; nothing is moved until somebody says why."""
+    order = ("stage", "squeezed", "shadow", "--reason", "test")
+    bus = await Bus.connect(host.bus.address)
+    try:
+        candidate = FalseCandidate(bus, set())
+        candidate.serve(CANDIDATE1, MEMORY1)
+        await bus.request_name(names.candidate_name("squeezed"))
+        await host.until_candidate()
+        code, output, errors = await host.cli(*order)
+        assert code == 3, (output, errors)
+        assert "not through the gates: round trips (no data); or --override REASON" in errors
+        assert "round trips: nothing was compared yet" in output
+
+        candidate.serve(CANDIDATE1, changed(MEMORY1, "BalanceMemory", None))
+        code, output, errors = await host.cli(*order)
+        assert code == 1, (output, errors)
+        assert "round trips (no data), candidate (fail)" in errors
+        assert "does not offer Memory.BalanceMemory" in output
+        code, output, errors = await host.cli(*order, "--dry-run")
+        assert (code, errors) == (1, "")
+        assert "does not offer Memory.BalanceMemory" in output
+        status: Any = await host.control(verb="status")
+        assert status["services"]["squeezed"]["stage"] == "relay"
+
+        code, output, errors = await host.cli(*order, "--override", "nobody balances")
+        assert (code, errors) == (0, "")
+        assert "squeezed: relay -> shadow, epoch 2" in output
+        audit: Any = (await host.control(verb="audit", service="squeezed"))["entries"]
+        assert [line["outcome"].partition(":")[0] for line in audit] == ["done", "refused", "refused", "done"]
+        assert audit[-1]["override"] == "nobody balances"
+        assert candidate.heard == []
+    finally:
+        await bus.close()
     await relayed.every_door()
 
 
