@@ -101,8 +101,10 @@ class Flip:
             self._refuse(target, str(refusal))
             raise
         except OUTCOMES as error:
-            self._refuse(target, str(error))
-            raise FlipRefused(f"{endpoints.name} stays {origin.stage}: {error}") from None
+            if endpoints.situation.standing != committed:
+                self._refuse(target, str(error))
+                raise FlipRefused(f"{endpoints.name} stays {origin.stage}: {error}") from None
+            endpoints.situation.alarm("DOORS", f"the move to {target} is done, but: {error}")
         finally:
             self._resume()
         with suppress(NotWritten):  # these two steps are for the reader: the flip is done
@@ -249,7 +251,16 @@ class Flip:
                 await endpoints.legacy.stop(process)
         except OUTCOMES:
             await endpoints.legacy.allow()
+            if process.has_ended:  # a stop command that failed after all
+                await self._start_legacy_again()
             raise
+
+    async def _start_legacy_again(self) -> None:
+        """Before the fence is durable the legacy daemon is the authority, so it must run."""
+        try:
+            await self._endpoints.start_legacy()
+        except OUTCOMES as error:
+            self._endpoints.situation.alarm("NO_AUTHORITY", f"the legacy daemon did not start again: {error}")
 
     async def _bring_legacy_back(self, epoch: int | None) -> None:
         """After the fence the candidate failed us: the legacy daemon is started again.
@@ -295,7 +306,11 @@ class Flip:
             if self._is_kill and not isinstance(error, NotWritten):
                 await self._end_up_with_legacy(committed, error)
                 return
-            await self._end_legacy_again()
+            try:
+                await self._end_legacy_again()
+            except OUTCOMES as stuck:
+                endpoints.situation.alarm("SPLIT_OWNER", f"the legacy daemon was started and cannot be ended: {stuck}")
+                raise
             self._state.retreat(self._number)
             await self._let_daemon_go_on(epoch)
             raise

@@ -98,7 +98,7 @@ def decode(content: bytes, environment: dict[str, str]) -> Settings:
         data = tomllib.loads(content.decode())
     except UnicodeDecodeError as error:
         raise SettingsError([f"expected UTF-8 text, got byte 0x{content[error.start]:02x} at {error.start}"]) from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
         raise SettingsError([str(error)]) from None
     return parse(data, environment)
 

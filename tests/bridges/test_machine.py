@@ -120,9 +120,11 @@ class Machine(RuleBasedStateMachine):
         self.open()
 
     def teardown(self) -> None:
-        self.close()
-        self.loop.close()
-        shutil.rmtree(self.root)
+        try:
+            self.close()
+        finally:
+            self.loop.close()
+            shutil.rmtree(self.root)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(work)
@@ -352,9 +354,9 @@ class Machine(RuleBasedStateMachine):
             self.ended(service)
 
     @precondition(lambda self: self.is_moving() and not self.moved().is_undoing)
-    @rule(steps=st.integers(0, 3))
-    def fail(self, steps: int) -> None:
-        """The flip fails where it is: what it did is undone, as far as it had come."""
+    @rule(steps=st.integers(0, 3), is_crash=st.booleans())
+    def fail(self, steps: int, is_crash: bool) -> None:
+        """The flip fails where it is: what it did is undone, as far as it had come, unless a crash comes between."""
         service = self.moved()
         try:
             assert service.flip is not None
@@ -363,6 +365,7 @@ class Machine(RuleBasedStateMachine):
             self.ended(service)
         for _ in range(steps):
             self.advance()
+        self.crash(is_crash=is_crash)
 
     def ended(self, service: Service) -> None:
         service.flip, service.way, service.is_undoing = None, None, False
@@ -419,8 +422,8 @@ class Machine(RuleBasedStateMachine):
         host, (_, committed) = service.host, service.way
         assert not service.in_flight()
         host.legacy_runs = False
-        yield
         try:
+            yield
             self.state.reached(number, Step.FENCED)
             yield
             if not host.bus_runs:
@@ -626,6 +629,28 @@ TestMachine.settings = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
+
+
+@pytest.mark.parametrize("steps", range(10))
+@pytest.mark.parametrize(("origin", "target"), [(Stage.SHADOW, Stage.LIVE), (Stage.LIVE, Stage.RELAY)])
+def test_a_crash_between_any_two_steps_of_a_move_or_of_its_undoing(origin: Stage, target: Stage, steps: int) -> None:
+    """After so many steps the bridge is killed; or the move fails there, and it is killed after each step back."""
+    for undone in (None, *range(5)):
+        machine = Machine()
+        try:
+            machine.start(stages=[Stage.OFF, origin])
+            machine.begin(name=SQUEEZED, wanted=target, skips=False, is_kill=False, steps=steps)
+            if undone is None:
+                machine.crash(is_crash=True)
+            elif machine.is_moving():
+                machine.fail(steps=undone, is_crash=True)
+            machine.at_most_one_side_may_write()
+            machine.who_may_write_is_who_rules()
+            machine.epochs_grow()
+            standing = machine.services[SQUEEZED].dispatch.standing
+            assert machine.hosts[SQUEEZED].can_execute(MEANINGS[standing.stage].authority), "nobody rules"
+        finally:
+            machine.teardown()
 
 
 def test_the_methods_of_the_model_are_what_they_are_taken_for() -> None:

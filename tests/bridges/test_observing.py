@@ -244,7 +244,9 @@ async def test_a_tree_that_cannot_be_watched(
     assert "squeezed: its tree cannot be observed: xenstore answered EQUOTA to WATCH /squeezed/rpc" in caplog.text
 
 
-@pytest.mark.parametrize(("kept", "shown"), [(50, f"{COMMAND} ({os.getpid()})"), (0, "others")])
+@pytest.mark.parametrize(
+    ("kept", "shown"), [(50, f"{COMMAND} ({os.getpid()})"), (0, "others")], ids=["named", "others"]
+)
 async def test_who_is_at_the_sockets(directory: Path, monkeypatch: pytest.MonkeyPatch, kept: int, shown: str) -> None:
     """Connections are counted with their callers, those that have gone too; no payload, at most so many names."""
     monkeypatch.setattr(observing, "CALLERS_KEPT", kept)

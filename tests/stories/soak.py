@@ -52,8 +52,8 @@ class SoakHost(Host):
     def legacy_commands(self) -> dict[str, list[str]]:
         """Slow enough to be hit in the middle of a call."""
         squeezed = ["--xenstore", self.store.socket, "--http", f"{self.directory}/memory"]
-        squeezed += ["--framed", f"{self.directory}/memory.json", "--slow-ms", "3"]
-        xenopsd = ["--socket", f"{self.directory}/xenopsd", "--slow-ms", "3"]
+        squeezed += ["--framed", f"{self.directory}/memory.json", "--slow-ms", "8"]
+        xenopsd = ["--socket", f"{self.directory}/xenopsd", "--slow-ms", "8"]
         return {
             "squeezed": self.example("squeezed", "legacy_squeezed.py", *squeezed),
             "xenopsd": self.example("xenopsd", "legacy_xenopsd.py", *xenopsd),
@@ -160,7 +160,8 @@ class Soak:
     async def _mover(self, name: str) -> None:
         rng = random.Random(self.rng.random())
         while not self._calm.is_set():
-            await self._pause(rng.uniform(0, 1.5 if name == "squeezed" else 4))
+            # Long where there is most to break: while the bus daemon rules and every door is open.
+            await self._pause(rng.uniform(0, 4 if self._stages[name] is Stage.LIVE or name == "xenopsd" else 0.8))
             async with self._moving[name]:
                 await self._turn(name, rng)
 
@@ -188,8 +189,9 @@ class Soak:
             with contextlib.suppress(cutover.IllegalMove):
                 cutover.moves(here, stage, skips=True)
                 legal.append(stage)
-        # Down the ladder lead more ways than up it.
-        weights = [1 + 3 * (cutover.LADDER.index(stage) > cutover.LADDER.index(Stage.OBSERVE)) for stage in legal]
+        # Down the ladder lead more ways than up it, and in complete most doors are closed.
+        up = [Stage.LIVE, *cutover.LADDER[cutover.LADDER.index(here) + 1 : -2]]
+        weights = [5 if stage in up else 2 for stage in legal]
         target = rng.choice(cutover.LADDER) if rng.random() < 0.05 else rng.choices(legal, weights)[0]
         reasons = {"reason": "soak", "skip": "soak", "override": "soak"}
         return self._after(0, {"verb": "stage", "service": name, "stage": str(target), **reasons})
@@ -227,6 +229,9 @@ class Soak:
             accounts.note(f"  refused {took}: {answer['error']}")
         else:
             accounts.problem(f"a verb failed: {answer}")
+
+    def _authority(self, name: str) -> str:
+        return str(MEANINGS[self._stages[name]].authority)
 
     async def _look(self, name: str) -> Stage:
         services = await self._insist(verb="status")
@@ -302,13 +307,15 @@ class Soak:
             "xenopsd": self._kill_xenopsd,
         }
         while not self._calm.is_set():
-            await self._pause(rng.uniform(0.2, 3))
+            await self._pause(rng.uniform(0.1, 2))
             if self._calm.is_set():
                 break
             if rng.random() < 0.08:
                 await self._start_rogue(rng)
                 continue
-            chosen = rng.choices(list(parts), (40, 15, 15, 20, 10), k=1 if rng.random() < 0.8 else 2)
+            rules = self._authority("squeezed") == "bus"
+            weights = (40, 15, 30 * rules, 30 * (not rules), 10)
+            chosen = rng.choices(list(parts), weights, k=1 if rng.random() < 0.8 else 2)
             for part in dict.fromkeys(chosen):
                 await parts[part](rng)
                 await asyncio.sleep(rng.choice((0, 0, rng.uniform(0, 0.3))))
@@ -343,7 +350,7 @@ class Soak:
 
     async def _count_daemons(self, name: str) -> None:
         """One legacy daemon while legacy rules, else none; a start command may still be on its way to its end."""
-        wanted, running = int(MEANINGS[self._stages[name]].authority == "legacy"), list[int]()
+        wanted, running = int(self._authority(name) == "legacy"), list[int]()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(10):
                 while len(running := self.host.daemons(f"legacy_{name}.py")) != wanted:  # noqa: ASYNC110 - other processes
@@ -357,7 +364,7 @@ class Soak:
         self._bridge_is_there.set()
 
     async def _start_candidate(self) -> None:
-        await self.host.start_bus_squeezed("--slow-ms", "3")
+        await self.host.start_bus_squeezed("--slow-ms", "8")
         self.accounts.note("candidate started")
 
     async def _end_bridge(self, number: signal.Signals) -> None:
@@ -392,7 +399,7 @@ class Soak:
         await self._kill_legacy("xenopsd")
 
     async def _kill_legacy(self, name: str) -> None:
-        if MEANINGS[self._stages[name]].authority == "legacy" and self.host.runs(name):
+        if self._authority(name) == "legacy" and self.host.runs(name):
             blow = self.accounts.blow(f"legacy {name}")
             await self.host.end_legacy(name)
             self.accounts.over(blow)
