@@ -46,6 +46,15 @@ LOST: Final = (OSError, asyncio.IncompleteReadError, json.JSONDecodeError)
 NEVER: Final = frozenset({"ACCOUNTS", "STATE", "STORE_LOST", "TREE_LOST", "NAME_TAKEN"})
 
 
+def changes_of(audit: list[dict[str, Any]]) -> int:
+    """How often the authority changed at most, by these lines of the audit; a move that went back counts twice."""
+    return sum(
+        2 if str(line["outcome"]).startswith(("refused", "undone")) else 1
+        for line in audit
+        if MEANINGS[Stage(line["origin"])].authority is not MEANINGS[Stage(line["target"])].authority
+    )
+
+
 class SoakHost(Host):
     """A host whose squeezed has every door."""
 
@@ -169,14 +178,15 @@ class Soak:
         """One move, or more than one at a time; what it changed is known from the audit."""
         accounts = self.accounts
         await self._bridge_is_there.wait()
-        before, lines = await self._look(name), await self._changes(name)
+        before, lines = await self._look(name), await self._audit(name)
         begun = accounts.offset()
         verbs = [self._verb(name, before, rng)]
         if rng.random() < 0.1:
             verbs.append(self._after(rng.uniform(0, 0.5), {"verb": "kill", "service": name, "reason": "soak"}))
         await asyncio.gather(*(self._ask(verb) for verb in verbs))
         await self._bridge_is_there.wait()
-        after, changes = await self._look(name), await self._changes(name) - lines
+        after, last = await self._look(name), lines[-1]["id"] if lines else 0
+        changes = changes_of([line for line in await self._audit(name) if line["id"] > last])
         if name == "squeezed":
             sides = [str(MEANINGS[stage].authority) for stage in (before, after)]
             accounts.turns.append(Turn(begun, accounts.offset(), *sides, changes))
@@ -238,14 +248,9 @@ class Soak:
         self._stages[name] = Stage(services["services"][name]["stage"])
         return self._stages[name]
 
-    async def _changes(self, name: str) -> int:
-        """How often the authority of a service has changed, by the audit; a move that went back counts twice."""
-        entries = (await self._insist(verb="audit", service=name, limit=100_000))["entries"]
-        return sum(
-            2 if str(entry["outcome"]).startswith(("refused", "undone")) else 1
-            for entry in entries
-            if MEANINGS[Stage(entry["origin"])].authority is not MEANINGS[Stage(entry["target"])].authority
-        )
+    async def _audit(self, name: str) -> list[dict[str, Any]]:
+        """The newest lines of the audit, the oldest of them first."""
+        return list((await self._insist(verb="audit", service=name, limit=40))["entries"])
 
     async def _insist(self, **request: object) -> dict[str, Any]:
         """An answer of the bridge, of the next one if this one is killed."""
