@@ -80,7 +80,7 @@ class Stream(asyncio.Protocol):
 
     def write(self, wire: bytes) -> None:
         """Send, now or when the bus reads again. Raises BusLost when the connection is gone."""
-        if self._transport is None or self._ending:
+        if self._transport is None or self._ending or self._transport.is_closing():
             raise BusLost(sent=False)
         if not self._first_left:
             self._first_left = True
@@ -96,9 +96,10 @@ class Stream(asyncio.Protocol):
         self._send_gathered()
 
     def _send_gathered(self) -> None:
-        if self._gathered and self._transport is not None:
-            self._transport.write(self._gathered)
-            self._gathered = bytearray()
+        gathered, self._gathered = self._gathered, bytearray()
+        # uvloop's raises once it is closed, which it is before connection_lost was heard of by everybody
+        if gathered and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(gathered)
 
     def close(self) -> None:
         """End after what is unsent has left."""

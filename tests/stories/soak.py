@@ -427,11 +427,11 @@ class Soak:
             if rng.random() < 0.5:
                 await self._end_bridge(signal.SIGTERM)
                 await self._start_bridge()
+            else:
+                await self._ask(self._after(0, {"verb": "kill", "service": "squeezed", "reason": "soak"}))
             answer = await host.control(verb="acknowledge", service="squeezed", reason="it was ended")
             accounts.freezes["SPLIT_OWNER"] += 1
             accounts.note(f"acknowledged: {answer}")
-            if (await self._look("squeezed")) is not Stage.OFF and host.log("bridge"):
-                await self._ask(self._after(0, {"verb": "kill", "service": "squeezed", "reason": "soak"}))
             after = str(MEANINGS[await self._look("squeezed")].authority)
             accounts.turns.append(Turn(begun, accounts.offset(), "bus", after, 1))
             accounts.rogues.append((begun, accounts.offset()))
@@ -518,7 +518,13 @@ class Soak:
 
     def story(self) -> str:
         """What somebody needs who looks into a failure."""
-        parts = [f"seed {self.seed}", *self.accounts.problems[:20], "", "the last events:", *self.accounts.events[-80:]]
+        parts = [
+            f"seed {self.seed}",
+            *self.accounts.problems[:20],
+            "",
+            "the last events:",
+            *self.accounts.events[-300:],
+        ]
         for name in ("bridge", "bus", "legacy"):
             lines = [line for line in self.host.log(name).splitlines() if " at the " not in line]
             parts += ["", f"the end of {name}.log:", *lines[-60:]]

@@ -19,8 +19,8 @@ from rich.table import Table
 
 from tests.stories.soak_callers import WRITES, Call, Outcome
 
-# How long after a part's death somebody may still have handed it a call.
-UNAWARE: Final = 1.0
+# How long after a part's death a process that gets no processor may still hand it a call.
+UNAWARE: Final = 2.0
 TOLD: Final = (Outcome.REFUSED, Outcome.HALF, Outcome.UNSENT)
 UNCERTAIN: Final = (Outcome.IN_DOUBT, Outcome.CUT)
 
@@ -197,8 +197,9 @@ class Accounts:
             self.problem(f"the journal has a call that never ended: {row}")
             return
         begun, ended = (datetime.fromisoformat(row[name]).timestamp() - self._wall for name in ("began", "ended"))
-        if not self.is_explained(begun, ended):
-            self.problem(f"nothing was ended by force, yet the journal has in doubt {row}")
+        if not self.is_explained(begun - UNAWARE, ended):  # a call that lay unread in the bridge's socket begins late
+            at = f"at {begun - self.started:.3f} to {ended - self.started:.3f}"
+            self.problem(f"nothing was ended by force, yet the journal has in doubt, {at}: {row}")
 
     # ---- what is printed
 
