@@ -25,7 +25,6 @@ from bridges.comparison import Difference, Outcome
 from bridges.cutover import MEANINGS, Compared
 from bridges.dispatch import Dispatch
 from bridges.faults import Fault, Kind
-from bridges.interfaces.model import Method
 from bridges.round_trips import Trip
 
 LOG: Final = logging.getLogger("bridges.afterwards")
@@ -152,11 +151,11 @@ class Afterwards:
         self._tell("does not come back from the bus as it was", tally, name, trip.differences)
         tally.count(name, trip.differences)
         if trip.method is not None and trip.arguments is not None and trip.outcome is not None:
-            self._send(trip.method, Call(trip.method, trip.arguments, Door.BUS, 0.0), trip.outcome.answer)
+            self._send(Call(trip.method, trip.arguments, Door.BUS, 0.0), trip.outcome.answer)
 
-    def _send(self, method: Method, call: Call, answer: Outcome) -> None:
+    def _send(self, call: Call, answer: Outcome) -> None:
         """Asks the candidate what the legacy daemon has answered, if this may be asked of it."""
-        if not self._dispatch.goes_to_candidate(method):
+        if not self._dispatch.goes_to_candidate(call.method):
             return
         self.reads.begun += 1
         if len(self._asking) >= READS_LIMIT:

@@ -41,12 +41,17 @@ class WrongCall(Exception):
     """The call as typed cannot be made; the text names the argument and what was expected."""
 
 
-async def ask(settings: Settings, service: str, method: str, arguments: list[str], door: AskedDoor) -> object:
-    """The result, ready for JSON. Raises WrongCall or Fault."""
+def choose(settings: Settings, service: str) -> tuple[ServiceSettings, model.Service]:
+    """A service of the settings, and its interface in its dialect. Raises WrongCall."""
     chosen = settings.services.get(service)
     if chosen is None:
         raise WrongCall(f"no service {service!r} in the settings; known: {', '.join(settings.services) or 'none'}")
-    interface = model.load_dialect(service, chosen.dialect)
+    return chosen, model.load_dialect(service, chosen.dialect)
+
+
+async def ask(settings: Settings, service: str, method: str, arguments: list[str], door: AskedDoor) -> object:
+    """The result, ready for JSON. Raises WrongCall or Fault."""
+    chosen, interface = choose(settings, service)
     found = interface.method(method)
     if found is None:
         raise WrongCall(f"{service} has no method {method!r}; see xcp-bridge idl list")

@@ -234,7 +234,7 @@ class BusPresence:
         if (process := await candidates.process(bus, owner)) is not None:
             await self._on_assumed(process)
         await candidates.tell(bus, owner, self._situation.service, "Assume", epoch)
-        if bus.owner(self._name) != owner and owner not in await self._queued_owners(bus):
+        if bus.owner(self._name) != owner and owner not in await bus.queued_owners(self._name, timeout=PATIENCE):
             raise DoorError(f"the candidate took Assume but did not request {self._name}")
         self._assumed_by = owner
 
@@ -273,7 +273,7 @@ class BusPresence:
         owner = await self.candidate()
         bus = await self.connection()
         try:
-            if owner == bus.owner(self._name) or owner in await self._queued_owners(bus):
+            if owner == bus.owner(self._name) or owner in await bus.queued_owners(self._name, timeout=PATIENCE):
                 text = f"the candidate {owner} has asked for {self._name} before Assume: it may execute writes already"
                 raise DoorError(f"{text}; end it and mend it")
             await candidates.check_epoch(bus, owner, self._situation.service, self._situation.standing.epoch)
@@ -284,11 +284,3 @@ class BusPresence:
     def owner_of_candidate(self) -> str | None:
         """The candidate's unique name as far as is known now."""
         return None if self._bus is None else self._bus.owner(self._candidate_name)
-
-    async def _queued_owners(self, bus: Bus) -> list[str]:
-        """Who waits for the name; nobody when it has no owner."""
-        try:
-            reply = await candidates.ask_driver(bus, "ListQueuedOwners", self._name)
-        except BusRefused:
-            return []
-        return list(reply.body[0])

@@ -10,7 +10,6 @@ from bridges.situation import DoorError
 from dbus_side import introspection, names
 from dbus_side.bus import Bus
 from dbus_side.errors import BusError, BusRefused
-from dbus_side.messages import Reply
 
 # What a bus daemon offers at /org/xen/xcp/SERVICE: Assume and Yield make it the authority and no more, by epoch.
 _EPOCH: Final = introspection.Argument("epoch", "t")
@@ -19,8 +18,6 @@ CANDIDATE: Final = introspection.Interface(
     methods=(introspection.Method("Assume", (_EPOCH,), ()), introspection.Method("Yield", (_EPOCH,), ())),
     properties=(introspection.Property("Epoch", "t", "read"),),
 )
-_DRIVER: Final = "org.freedesktop.DBus"
-_DRIVER_PATH: Final = "/org/freedesktop/DBus"
 _PROPERTIES: Final = "org.freedesktop.DBus.Properties"
 _INTROSPECTABLE: Final = "org.freedesktop.DBus.Introspectable"
 PATIENCE: Final = 10.0
@@ -30,15 +27,9 @@ class CandidateRefused(DoorError):
     """The candidate answered, with an error: it did not do what it was told."""
 
 
-async def ask_driver(bus: Bus, member: str, name: str) -> Reply:
-    """Asks the bus itself about a name. Raises BusError."""
-    return await bus.call(_DRIVER, _DRIVER_PATH, _DRIVER, member, "s", (name,), timeout=PATIENCE)
-
-
 async def process(bus: Bus, owner: str) -> str | None:
     """The process behind a unique name as `PID:START:BOOT`; None when it has ended. Raises BusError."""
-    reply = await ask_driver(bus, "GetConnectionUnixProcessID", owner)
-    return processes.identity(int(reply.body[0]))
+    return processes.identity(await bus.process_of(owner, timeout=PATIENCE))
 
 
 async def tell(bus: Bus, owner: str, service: str, member: str, epoch: int) -> None:

@@ -32,7 +32,7 @@ PROBE_SECONDS: Final = 5.0
 REPLIES_WANTED: Final = 50_000
 _REPLIES: Final = "max_replies_per_connection"
 _MEND_LIMITS: Final = "run the bus with deploy/xcp-bus.conf, as deploy/xcp-bus.service does"
-_DRIVER: Final = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
+_DRIVER: Final = "org.freedesktop.DBus"
 
 
 class Verdict(StrEnum):
@@ -78,7 +78,7 @@ async def _bus(settings: Settings) -> list[Finding]:
         for name in settings.services:
             await bus.track_owner(names.candidate_name(name), lambda _owner: None)
             owned += [name] if bus.owner(names.candidate_name(name)) else []
-        pid = (await bus.call(*_DRIVER, "GetConnectionUnixProcessID", "s", _DRIVER[:1], timeout=PROBE_SECONDS)).body[0]
+        pid = await bus.process_of(_DRIVER, timeout=PROBE_SECONDS)
     except BusError as error:
         return [Finding(place, Verdict.BAD, str(error), "look into the bus daemon's log")]
     finally:

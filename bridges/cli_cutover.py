@@ -16,7 +16,6 @@ from rich.text import Text
 from bridges import asking, checks, cutover
 from bridges.checks import Finding, Verdict
 from bridges.cli_status import print_checklist, show_service, tally
-from bridges.interfaces import model
 from bridges.settings import Settings
 from bridges.terminal import (
     DONE,
@@ -280,12 +279,7 @@ def _span(seconds: float) -> str:
 
 def _read_call(settings: Settings, service: str, method: str, words: list[str]) -> dict[str, object] | None:
     """The arguments of a call that could be made, None when none were typed. Raises WrongCall."""
-    chosen = settings.services.get(service)
-    if chosen is None:
-        raise asking.WrongCall(
-            f"no service {service!r} in the settings; known: {', '.join(settings.services) or 'none'}"
-        )
-    interface = model.load_dialect(service, chosen.dialect)
+    chosen, interface = asking.choose(settings, service)
     found = interface.method(method)
     if found is None:
         hint = did_you_mean(method, interface.method_names) or f"see xcp-bridge idl list {service}"

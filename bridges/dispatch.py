@@ -56,12 +56,16 @@ class Arrival(NamedTuple):
     request: str = ""
 
 
+def deadline_of(method: Method) -> float | None:
+    """When a call of a method that comes now must be answered, on time.monotonic's clock; None: a long poll."""
+    return None if method.deadline is None else time.monotonic() + method.deadline
+
+
 def arrival(door: Door, method: Method | None, name: str = "", request: str = "") -> Arrival:
     """A call of a method as of now; what is not written down may change something, so it counts as a write."""
     if method is None:
         return Arrival(door, name, Effect.WRITE, time.monotonic() + _UNKNOWN_SECONDS, request)
-    deadline = None if method.deadline is None else time.monotonic() + method.deadline
-    return Arrival(door, method.name, method.effect, deadline, request)
+    return Arrival(door, method.name, method.effect, deadline_of(method), request)
 
 
 @dataclass(slots=True)

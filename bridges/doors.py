@@ -38,6 +38,12 @@ def defect(where: str, error: Exception) -> Fault:
     return Fault(Kind.INTERNAL, f"internal error {number}; the bridge's log has the details")
 
 
+def not_kept(method: Method, error: NotDurable) -> Fault:
+    """The fault of a call whose handle is not in the ledger: a caller must not be given it."""
+    text = f"{method.name} was executed; its handle cannot be kept, so it cannot be given out: {error}"
+    return Fault(Kind.IN_DOUBT, text)
+
+
 class Backends:
     """Who to ask on each side. Handles that one daemon alone knows have their aliases outside of it."""
 
@@ -56,8 +62,7 @@ class Backends:
         try:
             return await self._aliases.outward(sent, value, home)
         except NotDurable as error:
-            text = f"{call.method.name} was executed; its handle cannot be kept, so it cannot be given out: {error}"
-            raise Fault(Kind.IN_DOUBT, text) from None
+            raise not_kept(call.method, error) from None
 
 
 class BusDoor:

@@ -11,8 +11,10 @@ import asyncio
 import contextlib
 import sqlite3
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from queue import SimpleQueue
+from types import MappingProxyType
 from typing import Any, Final
 
 Rows = list[tuple[Any, ...]]
@@ -56,15 +58,7 @@ class Durable:
         self._thread: threading.Thread | None = None
         self._is_closed = False
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise DurableError(f"{path.parent}: {error.strerror}: check the directory's owner and space") from None
-        try:
-            self._database = _open(path, schema, version)
-        except sqlite3.OperationalError as error:
-            locked = "locked" in str(error)
-            hint = "another bridge is running with it" if locked else "check the directory's owner and space"
-            raise DurableError(f"{path}: {error}: {hint}") from None
+            self._database = open_file(path, schema, version)
         except sqlite3.DatabaseError as error:
             text = "move it away to begin anew, what it recorded is then no longer known"
             raise DurableError(f"{path}: is damaged ({error}): {text}") from None
@@ -165,8 +159,28 @@ class Durable:
         return NotDurable(f"{self.path} cannot be written: {error}: free space there, or correct its owner, then again")
 
 
-def _open(path: Path, schema: str, version: int) -> sqlite3.Connection:
-    # Opened here and then used by the thread alone.
+def open_file(
+    path: Path, schema: str, version: int, upgrades: Mapping[int, str] = MappingProxyType({})
+) -> sqlite3.Connection:
+    """A file of ours: a commit that returned is on the disk, and one process at a time holds it.
+
+    `schema` is carried out at every start, and behind it what `upgrades` has for the version that was found. Raises
+    DurableError, and sqlite3.DatabaseError for a file that is damaged.
+    """
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise DurableError(f"{path.parent}: {error.strerror}: check the directory's owner and space") from None
+    try:
+        return _open(path, schema, version, upgrades)
+    except sqlite3.OperationalError as error:
+        locked = "locked" in str(error)
+        hint = "another bridge is running with it" if locked else "check the directory's owner and space"
+        raise DurableError(f"{path}: {error}: {hint}") from None
+
+
+def _open(path: Path, schema: str, version: int, upgrades: Mapping[int, str]) -> sqlite3.Connection:
+    # By whichever thread it is used later, that one alone.
     database = sqlite3.connect(path, isolation_level=None, timeout=0.5, check_same_thread=False)
     try:
         database.execute("PRAGMA locking_mode=EXCLUSIVE")
@@ -178,7 +192,8 @@ def _open(path: Path, schema: str, version: int) -> sqlite3.Connection:
         state = database.execute("PRAGMA quick_check(1)").fetchone()[0]
         if state != "ok":
             raise sqlite3.DatabaseError(" ".join(state.split()))
-        database.executescript(f"BEGIN IMMEDIATE; {schema} PRAGMA user_version={version}; COMMIT;")
+        script = f"{schema} {upgrades.get(found, '')} PRAGMA user_version={version};"
+        database.executescript(f"BEGIN IMMEDIATE; {script} COMMIT;")
     except BaseException:
         database.close()
         raise

@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Final, NamedTuple
 
-from bridges import dbus_translation, doors, gates, processes, round_trips, tongues
+from bridges import dbus_translation, doors, gates, processes, round_trips, routing, tongues
 from bridges.activation import Activation
 from bridges.afterwards import Afterwards
 from bridges.backends import Backend, BusDaemon, LegacyOverDatagrams, LegacyOverSocket, LegacyOverXenstore
@@ -145,14 +145,13 @@ class Endpoints:
 
     def _set_doors(self) -> None:
         """What serves each socket while it is ours."""
+        beside = Beside(self._aliases, self._afterwards, self.on_bus)
         if self._http is not None and self.settings.http is not None:
             manner = self._tongues.manner
-            beside = Beside(self._aliases, self._afterwards, self.on_bus)
             calls = SocketCalls(Door.HTTP, self.dispatch, self._backends, self._service, beside, manner.unreadable)
             listen = self.settings.http.listen
             self._http.door = HttpDoor(calls, manner, self._tongues.at, self._http.client, listen)
         if self._framed is not None:
-            beside = Beside(self._aliases, self._afterwards, self.on_bus)
             framed_calls: SocketCalls[bytes] = SocketCalls(
                 Door.FRAMED, self.dispatch, self._backends, self._service, beside
             )
@@ -354,20 +353,16 @@ class Endpoints:
                 found[f"{session}/{reservation}"] = await self._store.read(f"{root}/{session}/{reservation}")
         return found
 
-    def begin_watch(self, flip: int) -> None:
-        """A move is done: its first calls are watched."""
-        self.witness.begin_watch(flip)
-
     def _end_watch(self) -> None:
         watch = self.witness.watch
-        if watch is None or not self.witness.watch_is_over:
+        if watch is None or not self.witness.watch_is_over(watch):
             return
         self.witness.watch = None
         order = Order("bridge", f"the first calls after move {watch.flip}", verb="watch")
         standing = self.situation.standing
         with suppress(NotWritten):
             self._state.reached(watch.flip, Step.WATCHED)
-            self._state.note(self.name, standing, standing.stage, order, watch.text)
+            self._state.note(self.name, standing, standing.stage, order, self.witness.told(watch))
 
     async def take_sockets(self) -> None:
         """All of them or none. Raises DoorError."""
@@ -416,21 +411,13 @@ class Endpoints:
     def status(self) -> dict[str, object]:
         """What the operator sees of this service; JSON-ready."""
         meaning, standing = self.situation.meaning, self.situation.standing
-        doors_now = {"bus": str(meaning.bus)}
-        if self._http is not None:
-            doors_now["http"] = str(meaning.sockets)
-        if self._framed is not None:
-            doors_now["framed"] = str(meaning.sockets)
-        if self.tree is not None:
-            doors_now["xenstore"] = str(meaning.tree)
-        if self.datagrams is not None:
-            doors_now["datagram"] = str(meaning.tree)
+        doors_now = (Door.BUS, *settings_doors(self.settings))
         return {
             "service": self.name,
             "stage": str(standing.stage),
             "authority": str(meaning.authority),
             "epoch": standing.epoch,
-            "doors": doors_now,
+            "doors": {str(door): str(routing.keeper_of(standing.stage, door)) for door in doors_now},
             "candidate": self.bus.owner_of_candidate(),
             "alarms": dict(self.situation.alarms),
             "frozen": self.situation.frozen,

@@ -51,7 +51,6 @@ class Watch(msgspec.Struct):
     began: float
     answered: int
     faults: int
-    text: str = ""
 
 
 class Witness:
@@ -138,12 +137,10 @@ class Witness:
         return None if last is None else (now - timedelta(seconds=time.monotonic() - last)).isoformat()
 
     async def look(self) -> None:
-        """Once a second: is every call accounted for, is the watch over, is it time to write it down?"""
+        """Once a second: is every call accounted for, is it time to write it down?"""
         situation, dispatch = self._situation, self._dispatch
         if not dispatch.adds_up:
             situation.alarm("ACCOUNTS", f"calls do not add up: {dispatch.status()['calls']}")
-        if self.watch is not None:
-            self._watch(self.watch)
         if time.monotonic() - self._saved_at >= SAVE_SECONDS:
             await self.save()
 
@@ -152,19 +149,17 @@ class Witness:
         counters = self._dispatch.counters
         self.watch = Watch(flip, time.monotonic(), counters.answered, self._faults())
 
-    def _watch(self, watch: Watch) -> None:
-        calls = self._dispatch.counters.answered - watch.answered
-        seconds = time.monotonic() - watch.began
-        watch.text = f"{calls} calls, {self._faults() - watch.faults} faults of the bridge in {seconds:.0f} s"
+    def told(self, watch: Watch) -> str:
+        """What was seen since a move, for a person."""
+        faults, seconds = self._faults() - watch.faults, time.monotonic() - watch.began
+        return f"{self._calls(watch)} calls, {faults} faults of the bridge in {seconds:.0f} s"
 
-    @property
-    def watch_is_over(self) -> bool:
-        """Whether enough was seen after the last move."""
-        watch = self.watch
-        if watch is None or not watch.text:
-            return False
-        calls = self._dispatch.counters.answered - watch.answered
-        return calls >= WATCH_CALLS or time.monotonic() - watch.began >= WATCH_SECONDS
+    def watch_is_over(self, watch: Watch) -> bool:
+        """Whether enough was seen after a move."""
+        return self._calls(watch) >= WATCH_CALLS or time.monotonic() - watch.began >= WATCH_SECONDS
+
+    def _calls(self, watch: Watch) -> int:
+        return self._dispatch.counters.answered - watch.answered
 
     def _faults(self) -> int:
         """Faults that no daemon has said: they are what a move can have done."""
@@ -199,8 +194,8 @@ class Witness:
             "comparison": self._afterwards.reads.status("sent"),
             "unused": {door: round(seconds) for door, seconds in self.unused().items()},
         }
-        if self.watch is not None and self.watch.text:
-            found["watching"] = self.watch.text
+        if self.watch is not None:
+            found["watching"] = self.told(self.watch)
         return found
 
 

@@ -109,7 +109,7 @@ class Flip:
             self._resume()
         with suppress(NotWritten):  # these two steps are for the reader: the flip is done
             self._reached(Step.RESUMED)
-        endpoints.begin_watch(self._number)
+        endpoints.witness.begin_watch(self._number)
         held = f"held {self._held_seconds:.3f} s of at most {HOLD_SECONDS:.0f}"
         LOG.info("%s: %s to %s, epoch %d, %s", endpoints.name, origin.stage, target, committed.epoch, held)
         return Receipt(endpoints.name, origin.stage, target, committed.epoch, self._held_seconds)

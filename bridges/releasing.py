@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import socket
-
+from bridges import rivals
 from bridges.legacy_daemon import LegacyDaemon
 from bridges.processes import ProcessError, is_alive
 from bridges.settings import ServiceSettings, Settings
@@ -22,13 +21,8 @@ async def release(settings: Settings) -> dict[str, str]:
 
     Returns what was done, by place. One service's trouble is said in its place and does not keep the others.
     """
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(str(settings.control_socket))
-        except OSError:
-            pass
-        else:
-            raise StillRunning(f"a bridge answers at {settings.control_socket}: stop it first")
+    if rivals.listener(settings.control_socket) is not None:
+        raise StillRunning(f"a bridge answers at {settings.control_socket}: stop it first")
     done: dict[str, str] = {}
     for service in settings.services.values():
         for door in filter(None, (service.http, service.framed)):

@@ -15,7 +15,6 @@ from dbus_side.messages import NameOutcome
 from xmlrpc_gateway.sockets import process_of
 
 _LOCK: Final = struct.Struct("hhqqi4x")  # struct flock of 64-bit Linux: type, whence, start, length, pid
-_DRIVER: Final = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
 _DRIVER_SECONDS: Final = 5.0
 
 
@@ -51,8 +50,7 @@ async def claim(bus: Bus, name: str) -> str | None:
     if await bus.request_name(name) in (NameOutcome.OWNER, NameOutcome.ALREADY_OWNER):
         return None
     try:
-        reply = await bus.call(*_DRIVER, "GetConnectionUnixProcessID", "s", (name,), timeout=_DRIVER_SECONDS)
-        pid = int(reply.body[0])
+        pid: int | None = await bus.process_of(name, timeout=_DRIVER_SECONDS)
     except BusRefused:
         pid = None
     return f"{name} is owned by another bridge: {advice(pid)}"

@@ -20,8 +20,8 @@ from bridges import dbus_translation, round_trips
 from bridges.afterwards import Afterwards
 from bridges.backends import remaining_until
 from bridges.calls import Call, Door, Side, Value
-from bridges.dispatch import Arrival, Dispatch, arrival
-from bridges.doors import Backends, defect
+from bridges.dispatch import Arrival, Dispatch, arrival, deadline_of
+from bridges.doors import Backends, defect, not_kept
 from bridges.durable import NotDurable
 from bridges.faults import Fault, Kind
 from bridges.handles import Home
@@ -116,13 +116,10 @@ class SocketCalls(Generic[Reply]):
         self._aliases, self._afterwards, self._on_bus = beside
         self._unreadable: Reply | CloseSilently = unreadable
 
-    def method_of(self, tongue: Tongue, body: bytes) -> Method | None:
-        """The method that a body calls, without parsing: for deadlines only, in which a wrong guess costs nothing."""
-        return self._find(tongue, tongue.encoding.method_of(body))
-
     def is_long_poll(self, tongue: Tongue, body: bytes) -> bool:
-        """Whether a body calls a method that waits as long as its caller does."""
-        method = self.method_of(tongue, body)
+        """Whether a body calls a method that waits as long as its caller does: without parsing, for a wrong guess costs
+        nothing here."""
+        method = self._find(tongue, tongue.encoding.method_of(body))
         return method is not None and method.deadline is None
 
     async def answer(
@@ -172,8 +169,7 @@ class SocketCalls(Generic[Reply]):
         try:
             shown = await self._aliases.text_outward(method, sent, said, home)
         except NotDurable as error:
-            text = f"{method.name} was executed; its handle cannot be kept, so it cannot be given out: {error}"
-            raise Fault(Kind.IN_DOUBT, text) from None
+            raise not_kept(method, error) from None
         return reply if shown is said else with_body(reply, shown)
 
     @staticmethod
@@ -245,8 +241,7 @@ class SocketCalls(Generic[Reply]):
         method, arguments = self._read_arguments(tongue, incoming)
         form = translation.of(method)
         try:
-            call = Call(method, arguments, self._door, arrival(self._door, method).deadline)
-            value = await self._backends.ask(side, call)
+            value = await self._backends.ask(side, Call(method, arguments, self._door, deadline_of(method)))
             self._afterwards.offer(partial(round_trips.of_bus, self._on_bus, method, arguments, value), len(body))
             return encoding.write_success(incoming.reply_to, form.write_result(value))
         except CodecError as error:

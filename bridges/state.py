@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final, ParamSpec
 
 from bridges.cutover import Stage, Step, outcome
+from bridges.durable import DurableError, open_file
 
 LOG: Final = logging.getLogger("bridges.state")
 P = ParamSpec("P")
@@ -57,7 +58,8 @@ _ADD_TO_AUDIT: Final = """
 INSERT INTO audit (time, service, verb, origin, target, epoch, who, reason, skip, override, outcome, held_seconds)
     VALUES (?,?,?,?,?,?,?,?,?,?,?,?)
 """
-_FROM_VERSION_1: Final = """
+_UPGRADES: Final = {
+    1: """
 ALTER TABLE service ADD COLUMN frozen TEXT;
 ALTER TABLE service ADD COLUMN candidate TEXT;
 ALTER TABLE flip ADD COLUMN verb TEXT NOT NULL DEFAULT 'stage';
@@ -67,6 +69,7 @@ INSERT INTO audit (time, service, verb, origin, target, epoch, who, reason, skip
     SELECT ended, service, verb, origin, target, epoch, who, reason, skip, outcome FROM flip
     WHERE outcome IS NOT NULL ORDER BY id;
 """
+}
 
 
 class StateError(Exception):
@@ -104,42 +107,16 @@ class State:
         self._copy = directory / "stages.json"
         self._ballast = directory / "ballast"
         self._now = now or _now
-        try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise StateError(f"{directory}: {error.strerror}: check the directory's owner and space") from None
         what = "was missing or empty"
         try:
-            self._database = self._open()
-        except sqlite3.OperationalError as error:
-            locked = "locked" in str(error)
-            hint = "another bridge is running with it" if locked else "check the directory's owner and space"
-            raise StateError(f"{self.path}: {error}: {hint}") from None
+            self._database = open_file(self.path, _SCHEMA, VERSION, _UPGRADES)
+        except DurableError as error:
+            raise StateError(str(error)) from None
         except sqlite3.DatabaseError as error:
             what = self._set_aside(f"is damaged ({error})")
         if self._copy.exists() and self._database.execute("SELECT 1 FROM service").fetchone() is None:
             self._restore(f"{self.path} {what}")
         self._keep_ballast()
-
-    def _open(self) -> sqlite3.Connection:
-        database = sqlite3.connect(self.path, isolation_level=None, timeout=0.5)
-        try:
-            database.execute("PRAGMA locking_mode=EXCLUSIVE")
-            database.execute("PRAGMA journal_mode=WAL")
-            database.execute("PRAGMA synchronous=FULL")
-            version = database.execute("PRAGMA user_version").fetchone()[0]
-            if version > VERSION:
-                text = f"{self.path}: written by a newer version ({version}, known is {VERSION}): use that one"
-                raise StateError(text)
-            found = database.execute("PRAGMA quick_check(1)").fetchone()[0]
-            if found != "ok":
-                raise sqlite3.DatabaseError(found)
-            upgrade = _FROM_VERSION_1 if version == 1 else ""
-            database.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} {upgrade} PRAGMA user_version={VERSION}; COMMIT;")
-        except BaseException:
-            database.close()
-            raise
-        return database
 
     def _set_aside(self, what: str) -> str:
         """A damaged file makes room for a new one; what was committed is known from the copy. Returns what was done."""
@@ -151,8 +128,8 @@ class State:
             for name in (self.path, *(self.path.with_name(f"{self.path.name}-{part}") for part in ("wal", "shm"))):
                 with contextlib.suppress(FileNotFoundError):
                     name.rename(aside.with_name(name.name.replace(self.path.name, aside.name)))
-            self._database = self._open()
-        except (OSError, sqlite3.Error) as error:
+            self._database = open_file(self.path, _SCHEMA, VERSION, _UPGRADES)
+        except (OSError, sqlite3.Error, DurableError) as error:
             text = f"{self.path}: {what} and no new one can be made: {error}: check the directory's owner and space"
             raise StateError(text) from None
         return f"{what} and was set aside as {aside.name}"

@@ -251,6 +251,18 @@ class Bus:
             self._uids[sender] = uid  # a bus never gives a unique name twice: it stays true
         return uid
 
+    async def process_of(self, name: str, *, timeout: float = _DRIVER_TIMEOUT) -> int:
+        """The process id of a name's owner. Raises BusRefused when it has none."""
+        reply = await self._ask_driver("GetConnectionUnixProcessID", "s", (name,), timeout=timeout)
+        return int(reply.body[0])
+
+    async def queued_owners(self, name: str, *, timeout: float = _DRIVER_TIMEOUT) -> list[str]:
+        """The owner of a name and who waits for it; nobody when it has no owner."""
+        try:
+            return list((await self._ask_driver("ListQueuedOwners", "s", (name,), timeout=timeout)).body[0])
+        except BusRefused:
+            return []
+
     # Signals in
 
     async def subscribe(
@@ -431,8 +443,10 @@ class Bus:
 
     # Plumbing
 
-    async def _ask_driver(self, member: str, signature: str, body: tuple[Any, ...]) -> Reply:
-        return await self.call(_DRIVER, _DRIVER_PATH, _DRIVER, member, signature, body, timeout=_DRIVER_TIMEOUT)
+    async def _ask_driver(
+        self, member: str, signature: str, body: tuple[Any, ...], *, timeout: float = _DRIVER_TIMEOUT
+    ) -> Reply:
+        return await self.call(_DRIVER, _DRIVER_PATH, _DRIVER, member, signature, body, timeout=timeout)
 
     def _marshal(self, signature: str, body: tuple[Any, ...], **fields: Any) -> bytes:
         encoded = encoder(signature)(body, self._library.variant)

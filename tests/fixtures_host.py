@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -245,18 +246,30 @@ class Host:
             self._legacy_pidfds.append(os.pidfd_open(self.legacy_pid(name)))
 
 
+AnyHost = TypeVar("AnyHost", bound=Host)
+
+
 def _has_ended(pidfd: int) -> bool:
     import select
 
     return bool(select.select([pidfd], [], [], 5)[0])
 
 
-@pytest.fixture
-async def host(bus_daemon: BusDaemon, request: pytest.FixtureRequest) -> AsyncIterator[Host]:
+@contextlib.asynccontextmanager
+async def running_host(
+    kind: type[AnyHost], bus_daemon: BusDaemon, request: pytest.FixtureRequest
+) -> AsyncIterator[AnyHost]:
     """A host on the real oxenstored; nothing of ours runs yet."""
     async with running_store("oxenstored", lambda: request.getfixturevalue("xenstored_stub")) as store:
-        host = Host(bus_daemon, store)
+        host = kind(bus_daemon, store)
         try:
             yield host
         finally:
             await host.stop()
+
+
+@pytest.fixture
+async def host(bus_daemon: BusDaemon, request: pytest.FixtureRequest) -> AsyncIterator[Host]:
+    """A host on the real oxenstored; nothing of ours runs yet."""
+    async with running_host(Host, bus_daemon, request) as host:
+        yield host

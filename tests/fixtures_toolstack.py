@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.fixtures_dbus import BusDaemon
-from tests.fixtures_host import ROOT, Host
-from tests.fixtures_xenstored import StoreProcess, running_store
+from tests.fixtures_host import ROOT, Host, running_host
+from tests.fixtures_xenstored import StoreProcess
 
 STAND_IN = ROOT / "tests" / "live" / "stand_in.py"
 SERVICES = """
@@ -103,9 +103,5 @@ def _free_port() -> int:
 @pytest.fixture
 async def toolstack(bus_daemon: BusDaemon, request: pytest.FixtureRequest) -> AsyncIterator[Toolstack]:
     """A host on the real oxenstored; nothing of ours runs yet."""
-    async with running_store("oxenstored", lambda: request.getfixturevalue("xenstored_stub")) as store:
-        host = Toolstack(bus_daemon, store)
-        try:
-            yield host
-        finally:
-            await host.stop()
+    async with running_host(Toolstack, bus_daemon, request) as host:
+        yield host

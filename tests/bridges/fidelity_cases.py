@@ -279,13 +279,13 @@ def _sampled(file: str, form: Form, sample: Sample) -> Iterator[Proof]:
 
 def _in_xml(message: dict[str, Any]) -> bytes:
     if "params" in message:
-        return XML.write_call(message["method"], _as_xml(message["params"]))
+        return XML.write_call(message["method"], as_xml(message["params"]))
     if message["error"] is None:
-        return XML.write_success(None, _as_xml(message["result"]))
-    return XML.write_failure(None, _as_xml(message["error"]))
+        return XML.write_success(None, as_xml(message["result"]))
+    return XML.write_failure(None, as_xml(message["error"]))
 
 
-def _as_xml(value: Any) -> Any:
+def as_xml(value: Any) -> Any:
     """A JSON value as it stands in XML-RPC: integers are text."""
     match value:
         case bool() | None | str() | float():
@@ -293,9 +293,9 @@ def _as_xml(value: Any) -> Any:
         case int():
             return str(value)
         case list():
-            return [_as_xml(item) for item in value]
+            return [as_xml(item) for item in value]
         case _:
-            return {name: _as_xml(item) for name, item in value.items()}
+            return {name: as_xml(item) for name, item in value.items()}
 
 
 # --- recordings ------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from bridges.faults import Fault, Kind
 from bridges.interfaces import model
 from bridges.interfaces.model import UNIT, Method
 from bridges.round_trips import NO_CALL, NO_REPLY, UNKNOWN_METHOD, UNREADABLE, Said, Trip
+from tests.bridges.fidelity_cases import as_xml
 from tests.bridges.fidelity_forms import Form, forms
 from tests.bridges.fidelity_recordings import (
     OLD_XML,
@@ -125,21 +126,9 @@ def _in(form: Form, message: dict[str, Any]) -> bytes:
     if form.encoding is not XML:
         return json.dumps(message).encode()
     if "params" in message:
-        return XML.write_call(message["method"], _as_xml(message["params"]))
+        return XML.write_call(message["method"], as_xml(message["params"]))
     failure = message["error"]
-    return XML.write_success(None, _as_xml(message["result"])) if failure is None else XML.write_failure(None, failure)
-
-
-def _as_xml(value: Any) -> Any:
-    match value:
-        case bool() | None | str() | float():
-            return value
-        case int():
-            return str(value)
-        case list():
-            return [_as_xml(item) for item in value]
-        case _:
-            return {name: _as_xml(item) for name, item in value.items()}
+    return XML.write_success(None, as_xml(message["result"])) if failure is None else XML.write_failure(None, failure)
 
 
 @pytest.mark.parametrize("stem", STEMS)

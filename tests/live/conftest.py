@@ -19,7 +19,9 @@ from xenstore_rpc.connection import Store, Transaction
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.fixtures_dbus import BusDaemon
     from tests.fixtures_host import Host
+    from tests.live.killing import OneService
 
 MEMORY = ("org.xen.xcp.squeezed", "/org/xen/xcp/squeezed/Memory", "org.xen.xcp.squeezed.Memory1")
 XENOPS = ("org.xen.xcp.xenopsd", "/org/xen/xcp/xenopsd/Xenops", "org.xen.xcp.xenopsd.Xenops1")
@@ -219,3 +221,26 @@ async def moved(relayed: Callers) -> Callers:
     await relayed.host.start_bus_squeezed()
     await relayed.host.stage("squeezed", "live")
     return relayed
+
+
+@pytest.fixture
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 columns, without colours."""
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+
+@pytest.fixture
+def one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sentences in one line, without colours."""
+    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+
+@pytest.fixture
+async def one(bus_daemon: BusDaemon, xenstored_stub: Path) -> AsyncIterator[tuple[OneService, Callers, Bus]]:
+    """A host in `off`, its callers, and one of them on the bus."""
+    from tests.live.killing import one_service  # it has its callers from here
+
+    async with one_service(bus_daemon, xenstored_stub) as found:
+        yield found

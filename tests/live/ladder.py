@@ -6,8 +6,6 @@ import asyncio
 import json
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
 from dbus_side.bus import Bus
 
 if TYPE_CHECKING:
@@ -27,13 +25,6 @@ quiet_hours = {quiet_hours}
 http = {{ socket = "{directory}/xenopsd", legacy = "{directory}/xenopsd.legacy" }}
 requires = {requires}
 """
-
-
-@pytest.fixture(autouse=True)
-def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """100 columns, without colours; for whoever imports it."""
-    monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setenv("NO_COLOR", "1")
 
 
 def settle(host: Host, *, quiet_hours: float = 168, requires: tuple[str, ...] = ()) -> None:

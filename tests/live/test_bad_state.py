@@ -9,7 +9,6 @@ import shutil
 import signal
 import sqlite3
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +19,13 @@ from dbus_side import names
 from dbus_side.bus import Bus
 from dbus_side.exported import ObjectTree
 from dbus_side.introspection import Method
-from tests.fixtures_dbus import BusDaemon
 from tests.live.conftest import Callers
-from tests.live.killing import ANSWERED, CANDIDATE1, MEMORY1, OneService, Work, check_doors, one_service
+from tests.live.killing import ANSWERED, CANDIDATE1, MEMORY1, OneService, Work, check_doors
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("one_line")]
 
 IN_ITS_OWN_MOUNTS = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
 LATER = "2099-01-01T00:00:00.000+00:00"
-
-
-@pytest.fixture(autouse=True)
-def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sentences in one line, without colours."""
-    monkeypatch.setenv("COLUMNS", "400")
-    monkeypatch.setenv("NO_COLOR", "1")
-
-
-@pytest.fixture
-async def one(bus_daemon: BusDaemon, xenstored_stub: Path) -> AsyncIterator[tuple[OneService, Callers, Bus]]:
-    """A host in `off`, its callers, and one of them on the bus."""
-    async with one_service(bus_daemon, xenstored_stub) as found:
-        yield found
 
 
 def database(host: OneService, statement: str) -> None:

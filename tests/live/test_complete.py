@@ -11,12 +11,11 @@ import pytest
 from dbus_side.bus import Bus
 from tests.fixtures_host import ROOT
 from tests.live import ladder
-from tests.live.ladder import wide_terminal  # noqa: F401 -- a fixture
 
 if TYPE_CHECKING:
     from tests.fixtures_host import Host
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("wide_terminal")]
 RETIRED = "Retired: the {} door of squeezed is closed: call org.xen.xcp.squeezed on the bus"
 
 

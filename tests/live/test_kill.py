@@ -7,8 +7,6 @@ import os
 import signal
 import sqlite3
 import sys
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +14,6 @@ import pytest
 from bridges.cutover import Stage
 from bridges.processes import is_alive
 from dbus_side.bus import Bus
-from tests.fixtures_dbus import BusDaemon
 from tests.live.conftest import Callers
 from tests.live.killing import (
     ANSWERED,
@@ -27,26 +24,11 @@ from tests.live.killing import (
     Work,
     check_doors,
     check_other_side,
-    one_service,
 )
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("one_line")]
 
 LEGACY_RULES = "squeezed is relay: the legacy daemon is the authority"
-
-
-@pytest.fixture(autouse=True)
-def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sentences in one line, without colours."""
-    monkeypatch.setenv("COLUMNS", "400")
-    monkeypatch.setenv("NO_COLOR", "1")
-
-
-@pytest.fixture
-async def one(bus_daemon: BusDaemon, xenstored_stub: Path) -> AsyncIterator[tuple[OneService, Callers, Bus]]:
-    """A host in `off`, its callers, and one of them on the bus."""
-    async with one_service(bus_daemon, xenstored_stub) as found:
-        yield found
 
 
 async def kill(host: OneService, *more: str) -> tuple[int, str, str]:

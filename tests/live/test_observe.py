@@ -10,12 +10,11 @@ import pytest
 
 from dbus_side.bus import Bus
 from tests.live import ladder
-from tests.live.ladder import wide_terminal  # noqa: F401 -- a fixture
 
 if TYPE_CHECKING:
     from tests.fixtures_host import Host
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("wide_terminal")]
 CALLS = 12
 CALLER = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); s.recv(1)"
 

@@ -11,14 +11,13 @@ import pytest
 
 from dbus_side.bus import Bus
 from tests.live import ladder
-from tests.live.ladder import wide_terminal  # noqa: F401 -- a fixture
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from tests.fixtures_host import Host
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("wide_terminal")]
 
 
 @pytest.fixture

@@ -15,9 +15,8 @@ import pytest
 from dbus_side.bus import Bus
 from dbus_side.errors import BusError
 from dbus_side.signatures import Variant
-from tests.fixtures_host import Host
+from tests.fixtures_host import Host, running_host
 from tests.fixtures_toolstack import Toolstack
-from tests.fixtures_xenstored import running_store
 
 if TYPE_CHECKING:
     from tests.fixtures_dbus import BusDaemon
@@ -113,12 +112,8 @@ class Hypervisor(Toolstack):
 @pytest.fixture
 async def host(bus_daemon: BusDaemon, request: pytest.FixtureRequest) -> AsyncIterator[Hypervisor]:
     """A host on the real oxenstored; nothing of ours runs yet."""
-    async with running_store("oxenstored", lambda: request.getfixturevalue("xenstored_stub")) as store:
-        host = Hypervisor(bus_daemon, store)
-        try:
-            yield host
-        finally:
-            await host.stop()
+    async with running_host(Hypervisor, bus_daemon, request) as host:
+        yield host
 
 
 def native_of(alias: str) -> tuple[int, str]:
@@ -289,19 +284,15 @@ MEMORY = ("org.xen.xcp.squeezed", "/org/xen/xcp/squeezed/Memory", "org.xen.xcp.s
 @pytest.fixture
 async def memory(bus_daemon: BusDaemon, request: pytest.FixtureRequest) -> AsyncIterator[Host]:
     """A host with squeezed in relay, and a squeezed on the bus that could take over."""
-    async with running_store("oxenstored", lambda: request.getfixturevalue("xenstored_stub")) as store:
-        host = Host(bus_daemon, store)
+    async with running_host(Host, bus_daemon, request) as host:
         host.write_settings(reach="http")  # the tree has no way to ask for a domain's reservation
-        try:
-            for name in ("squeezed", "xenopsd"):
-                await host.start_legacy(name)
-            await host.start_bridge()
-            await host.stage("squeezed", "relay")
-            await host.start_bus_squeezed()
-            await host.until_candidate()
-            yield host
-        finally:
-            await host.stop()
+        for name in ("squeezed", "xenopsd"):
+            await host.start_legacy(name)
+        await host.start_bridge()
+        await host.stage("squeezed", "relay")
+        await host.start_bus_squeezed()
+        await host.until_candidate()
+        yield host
 
 
 async def test_reservations_over_moves(memory: Host) -> None:

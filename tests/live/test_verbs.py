@@ -22,12 +22,11 @@ from dbus_side.exported import ObjectTree
 from dbus_side.introspection import Argument, Interface, Method
 from tests.fixtures_host import ROOT
 from tests.live import ladder
-from tests.live.ladder import wide_terminal  # noqa: F401 -- a fixture
 
 if TYPE_CHECKING:
     from tests.fixtures_host import Host
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("wide_terminal")]
 RESERVE = ("squeezed", "reserve_memory", "session_id=s", "kib=1")
 
 
