@@ -46,6 +46,15 @@ pidfile = "{directory}/{name}.pid"
 """
 
 
+# xcp-bridge for `python -c`. Whoever runs the tests in the background has SIGINT ignored, which a child would inherit.
+INTERRUPTIBLE = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from bridges.cli import main
+main()
+"""
+
+
 class Host:
     """What runs on the host. Every process is ended by its pid when the test is over."""
 

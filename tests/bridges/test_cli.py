@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 
 from bridges import terminal
 from bridges.cli import app
+from tests.fixtures_host import INTERRUPTIBLE
 
 SETTINGS = """
 [bus]
@@ -472,15 +473,6 @@ def test_no_answer(bridge: Bridge, cli: Cli, verb: str, words: str) -> None:
     assert (code, errors) == (3, f"xcp-bridge: {text}\n")
 
 
-# Whoever runs the tests in the background has SIGINT ignored, which a child would inherit.
-PROGRAM = """
-import signal
-signal.signal(signal.SIGINT, signal.default_int_handler)
-from bridges.cli import main
-main()
-"""
-
-
 class Typed:
     """`xcp-bridge` as a person runs it: on a terminal of 100 columns."""
 
@@ -488,7 +480,7 @@ class Typed:
         self._ours, theirs = os.openpty()
         environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
         environment |= {"XCP_BRIDGE_SETTINGS": str(bridge.settings), "TERM": "xterm", "COLUMNS": "100", "LINES": "40"}
-        command = [sys.executable, "-c", PROGRAM, *arguments]
+        command = [sys.executable, "-c", INTERRUPTIBLE, *arguments]
         self.process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
         os.close(theirs)
         self.text = ""
@@ -564,7 +556,7 @@ def test_watching_a_bridge_that_ends(bridge: Bridge) -> None:
 def test_watching_into_a_pipe(bridge: Bridge) -> None:
     """Printed again, without a terminal's codes."""
     bridge.answers["status"] = watched(bridge)
-    command = [sys.executable, "-c", PROGRAM, "status", "--watch", "--settings", str(bridge.settings)]
+    command = [sys.executable, "-c", INTERRUPTIBLE, "status", "--watch", "--settings", str(bridge.settings)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         try:

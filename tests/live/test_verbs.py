@@ -20,7 +20,7 @@ from dbus_side import names
 from dbus_side.bus import Bus
 from dbus_side.exported import ObjectTree
 from dbus_side.introspection import Argument, Interface, Method
-from tests.fixtures_host import ROOT
+from tests.fixtures_host import INTERRUPTIBLE, ROOT
 from tests.live import ladder
 
 if TYPE_CHECKING:
@@ -323,7 +323,7 @@ async def test_the_status_is_watched(host: Host, callers: Any) -> None:
     await relay(host)
     terminal, theirs = pty.openpty()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XCP_BRIDGE_SETTINGS": str(host.settings), "TERM": "xterm"}
-    command = [sys.executable, "-m", "bridges", "status", "--watch"]
+    command = [sys.executable, "-c", INTERRUPTIBLE, "status", "--watch"]
     process = await asyncio.create_subprocess_exec(
         *command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment
     )
