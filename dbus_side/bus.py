@@ -1,11 +1,11 @@
-"""One connection to the bus. The only module that meets a D-Bus library.
+"""One connection to the bus.
 
-dbus-fast when it is installed, else dbus-next; XCP_BUS_LIBRARY=dbus-next or dbus-fast decides otherwise. Of either the
-`Message` is used, marshalled and unmarshalled; no proxies, no exported classes. The socket is ours (stream.py), because
-what both libraries do with it was measured to be unfit for a daemon: a full socket buffer (EAGAIN) is fatal to the
-connection, dbus-next then keeps the socket open and the name owned, a call has no deadline and leaves its entry behind,
-connecting blocks the loop (dbus-next), and one incoming message that the library cannot read ends the connection
-(dbus-fast: an array inside 64 variants, which the bus lets pass). Here such a message is answered with an error.
+Of the library (library.py) the `Message` is used, marshalled and unmarshalled; no proxies, no exported classes. The
+socket is ours (stream.py), because what both libraries do with it was measured to be unfit for a daemon: a full socket
+buffer (EAGAIN) is fatal to the connection, dbus-next then keeps the socket open and the name owned, a call has no
+deadline and leaves its entry behind, connecting blocks the loop (dbus-next), and one incoming message that the library
+cannot read ends the connection (dbus-fast: an array inside 64 variants, which the bus lets pass). Here such a message
+is answered with an error.
 
 What is bounded, and what full means
     unsent bytes   over 4 MiB who sends a call or a reply waits, within its deadline; over 64 MiB a signal is refused
@@ -16,14 +16,11 @@ What is bounded, and what full means
 from __future__ import annotations
 
 import asyncio
-import importlib
 import logging
-import os
 import secrets
 from collections.abc import Callable
 from functools import lru_cache
-from io import BytesIO
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final
 
 from dbus_side import addresses, frames, names
 from dbus_side.errors import (
@@ -36,6 +33,7 @@ from dbus_side.errors import (
     NameInvalid,
     OutgoingFull,
 )
+from dbus_side.library import Library, loaded
 from dbus_side.messages import (
     Handler,
     MethodCall,
@@ -61,8 +59,6 @@ _CLOSE_TIMEOUT: Final = 5.0  # seconds
 _DRIVER_TIMEOUT: Final = 25.0  # seconds for the bus's own methods, libdbus's default
 _DRIVER: Final = "org.freedesktop.DBus"
 _DRIVER_PATH: Final = "/org/freedesktop/DBus"
-_LIBRARIES: Final = {"dbus-fast": "dbus_fast", "dbus-next": "dbus_next"}
-_LIBRARY_VARIABLE: Final = "XCP_BUS_LIBRARY"
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +66,7 @@ _log = logging.getLogger(__name__)
 class Bus:
     """A connection. Made by `connect`, of use until it is lost or closed; a new one is a new Bus."""
 
-    def __init__(self, library: _Library, message_limit: int) -> None:
+    def __init__(self, library: Library, message_limit: int) -> None:
         """For `connect` only."""
         self._library = library
         self._message_limit = message_limit
@@ -98,7 +94,7 @@ class Bus:
         if not 0 < message_limit <= _HIGHEST_MESSAGE_LIMIT:
             raise ValueError(f"message_limit: expected 1 to {_HIGHEST_MESSAGE_LIMIT} bytes, got {message_limit}")
         candidates = addresses.parse(address)
-        bus = cls(_load_library(os.environ.get(_LIBRARY_VARIABLE)), message_limit)
+        bus = cls(loaded(), message_limit)
         try:
             async with asyncio.timeout(timeout):
                 await bus._stream.open(candidates)
@@ -466,49 +462,6 @@ class Bus:
             if not future.done():
                 future.set_exception(BusLost(sent=True))
         self._pending.clear()
-
-
-class _MakeMessage(Protocol):
-    def __call__(self, *, signature: str, body: list[Any], **fields: Any) -> Any: ...
-
-
-class _Library(NamedTuple):
-    """What is used of dbus-next or dbus-fast; both are untyped here."""
-
-    message: _MakeMessage
-    unmarshal: Callable[[bytes], Any]
-    variant: Callable[[str, Any], Any]
-    types: Any
-    no_reply: Any
-
-
-@lru_cache
-def _load_library(choice: str | None) -> _Library:
-    if choice is not None and choice not in _LIBRARIES:
-        raise ValueError(f"{_LIBRARY_VARIABLE}: expected one of {', '.join(_LIBRARIES)}, got {choice!r}")
-    for name in [choice] if choice else _LIBRARIES:
-        try:
-            return _library(_LIBRARIES[name])
-        except ModuleNotFoundError:
-            if choice:
-                raise
-    raise ModuleNotFoundError(f"none of {', '.join(_LIBRARIES)} is installed")
-
-
-def _library(package: str) -> _Library:
-    message = importlib.import_module(f"{package}.message").Message
-    constants = importlib.import_module(f"{package}.constants")
-    reader = importlib.import_module(f"{package}._private.unmarshaller").Unmarshaller
-    variant = importlib.import_module(f"{package}.signature").Variant
-    # Private, so an upgrade may take them away: better here than at the first message.
-    for owner, attribute in ((message, "_marshall"), (reader, "unmarshall")):
-        if not hasattr(owner, attribute):
-            raise RuntimeError(f"{package}: {owner.__name__} has no {attribute}; this version cannot be used")
-
-    def unmarshal(frame: bytes) -> Any:
-        return reader(BytesIO(frame)).unmarshall()
-
-    return _Library(message, unmarshal, variant, constants.MessageType, constants.MessageFlag.NO_REPLY_EXPECTED)
 
 
 @lru_cache(4096)
