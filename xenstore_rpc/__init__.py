@@ -5,6 +5,8 @@
       observer       watching the calls between others                      I/O
      connection      Store: transactions, watches, reconnection             I/O
         link         one connection: socket or character device             I/O
+   conversations     the calls in a recorded connection of a client         pure
+     access_log      the calls in oxenstored's access log                   pure
   session  records   the wire session; requests, responses, tree            pure
    packets  errors   packets, paths and payloads; what can go wrong         pure
 
