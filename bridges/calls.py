@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from bridges.interfaces.model import Method
 
@@ -43,14 +43,26 @@ class Tagged(NamedTuple):
 Value = None | bool | int | float | str | bytes | list["Value"] | tuple["Value", ...] | dict[str, "Value"] | Tagged
 
 
+class Trail(Protocol):
+    """Where a backend notes what it sent and what came back, while the call's service is under capture (`capture`)."""
+
+    def asked(self, side: Side, door: Door, message: Any, *, is_candidate: bool = False) -> None: ...
+
+    def answered(self, message: Any, *, is_candidate: bool = False) -> None: ...
+
+    def failed(self, fault: Any, *, is_candidate: bool = False) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """A call after its door: arguments by parameter name (an absent option is an absent key).
 
-    `deadline` is on the clock of `time.monotonic`, None for a long poll that its caller ends.
+    `deadline` is on the clock of `time.monotonic`, None for a long poll that its caller ends. `trail` is there while
+    its service is under capture.
     """
 
     method: Method
     arguments: dict[str, Value]
     door: Door
     deadline: float | None
+    trail: Trail | None = None

@@ -49,6 +49,8 @@ _TOKEN: Final = re.compile(r"([0-9]{6})([0-9]{14},[0-9]{20})")
 _UUID: Final = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 REFERENCE: Final = "OpaqueRef:"
 _REFERENCE: Final = re.compile(REFERENCE + _UUID)
+_ONE_UUID: Final = re.compile(_UUID)
+NULL: Final = REFERENCE + "NULL"  # xapi's reference to nothing
 _TAIL: Final = 1024  # bytes
 _SHOWN_OF_A_REFERENCE: Final = 18  # characters: enough to tell two apart, too few to use one
 
@@ -100,14 +102,7 @@ class Place(NamedTuple):
 
     def found_in(self, whole: Value) -> list[Value]:
         """The handles that stand there."""
-        found: list[Value] = []
-
-        def note(handle: Value) -> Value:
-            found.append(handle)
-            return handle
-
-        self.exchange(whole, note)
-        return found
+        return found_by(self.exchange, whole)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,17 +131,13 @@ def plan_of(service: Service, method: Method) -> Plan:
     produces = {place: kind for place, kind in method.produces.items() if kind in service.handles}
     if not consumes and not produces:
         return NOTHING
-    parameters = {parameter.name: parameter.type for parameter in method.parameters}
 
     def taken(place: str, kind: str) -> Place:
-        name, *rest = place.split(".")
-        walk = partial(_at_argument, name, _walk(_inside(parameters.get(name), method, place), rest, method))
-        return Place(kind, service.handles[kind], walk)
+        return Place(kind, service.handles[kind], to_arguments(method, place))
 
     def given(place: str, kind: str) -> Place:
-        _, *rest = place.split(".")
         form = service.handles[kind]
-        return Place(kind, form, _walk(method.result, rest, method), _in_reply(form, place))
+        return Place(kind, form, to_result(method, place), _in_reply(form, place))
 
     places = {place: taken(place, kind) for place, kind in consumes.items()}
     results = {place: given(place, kind) for place, kind in produces.items()}
@@ -159,6 +150,34 @@ def plan_of(service: Service, method: Method) -> Plan:
         takes_references=any(place.form is HandleForm.REFERENCE for place in places.values()),
         takes_tokens=any(place.form is HandleForm.TOKEN for place in places.values()),
     )
+
+
+def to_arguments(method: Method, place: str) -> Walk:
+    """The way to a place of `method.consumes` in the arguments by name, of whatever kind the handles there are.
+
+    Raises InterfaceError for a place that is none.
+    """
+    name, *rest = place.split(".")
+    parameters = {parameter.name: parameter.type for parameter in method.parameters}
+    return partial(_at_argument, name, _walk(_inside(parameters.get(name), method, place), rest, method))
+
+
+def to_result(method: Method, place: str) -> Walk:
+    """As `to_arguments`, to a place of `method.produces` in the result."""
+    _, *rest = place.split(".")
+    return _walk(method.result, rest, method)
+
+
+def found_by(walk: Walk, whole: Value) -> list[Value]:
+    """What stands where a way leads to."""
+    found: list[Value] = []
+
+    def note(handle: Value) -> Value:
+        found.append(handle)
+        return handle
+
+    walk(whole, note)
+    return found
 
 
 def _inside(kind: Type | None, method: Method, place: str) -> Type:
@@ -275,6 +294,11 @@ def outward(form: HandleForm, native: Value, home: Home) -> Value:
 def is_reference(value: Value) -> bool:
     """Whether it looks like a reference to something; `OpaqueRef:NULL` does not."""
     return isinstance(value, str) and _REFERENCE.fullmatch(value) is not None
+
+
+def is_made_up(value: Value) -> bool:
+    """Whether it looks as if it was made up to be unlike any other: a reference, or a uuid."""
+    return isinstance(value, str) and (value.startswith(REFERENCE) or _ONE_UUID.fullmatch(value) is not None)
 
 
 def masked(handle: str) -> str:

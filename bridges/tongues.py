@@ -10,9 +10,8 @@ from bridges.xmlrpc_translation import Translation
 from xmlrpc_gateway import manners
 from xmlrpc_gateway.client import DaemonClient
 from xmlrpc_gateway.dialects import DIALECTS
-from xmlrpc_gateway.encodings import JSON_RPC_LIGHT, JSON_RPCLIB, JSON_XAPI, XML, Encoding
+from xmlrpc_gateway.encodings import JSON_OF, XML
 
-_JSON: Final = {"xenapi": JSON_XAPI, "rpclib": JSON_RPCLIB, "rpclib-2012": JSON_RPC_LIGHT}
 _XAPI_JSON_PATH: Final = "/jsonrpc"
 # rrdd unpacks a posted archive there: HTTP that is no call.
 _PAGES: Final = {"rrdd": ("/rrd_unarchive",)}
@@ -25,7 +24,7 @@ class Tongues:
         dialect = DIALECTS[settings.dialect]
         self._is_xapi = settings.dialect == "xenapi"
         self._xml = Tongue(XML, Translation(dialect, integers_as_text=XML.integers_as_text))
-        json: Encoding = _JSON[settings.dialect]
+        json = JSON_OF[settings.dialect]
         self._json = Tongue(json, Translation(dialect, integers_as_text=json.integers_as_text))
         self._http = self._json if settings.http is not None and settings.http.format == "json" else self._xml
         if self._is_xapi:

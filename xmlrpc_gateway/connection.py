@@ -8,6 +8,7 @@ goes on without it.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import socket
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 LOG: Final = logging.getLogger(__name__)
 
 Answer = HttpReply | CloseSilently
+_numbers: Final = itertools.count(1)
 
 _FIELD_LIMIT: Final = 8190  # bytes of the request line and of one header; xapi's own server takes 1024 in all
 _HEADERS_LIMIT: Final = 100
@@ -58,6 +60,7 @@ class Connection(web.RequestHandler):
     """One client's connection.
 
     peer            who is at the other end
+    number          another one for each connection of this process
     idle            it has had its replies and sent nothing since
     half_closed     it will send no more, and may still wait for a reply
     is_framed       its request came in a frame, and so must the reply
@@ -78,6 +81,7 @@ class Connection(web.RequestHandler):
             auto_decompress=False,
         )
         self.peer = peer
+        self.number = next(_numbers)
         self.idle = False
         self.half_closed = False
         self.is_framed = False

@@ -162,3 +162,5 @@ XML: Final[Encoding] = XmlEncoding()
 JSON_RPCLIB: Final[Encoding] = JsonEncoding("json-rpclib", STYLES["rpclib"], refuses=False)
 JSON_RPC_LIGHT: Final[Encoding] = JsonEncoding("json-rpc-light", STYLES["rpc-light"], refuses=False)
 JSON_XAPI: Final[Encoding] = JsonEncoding("json-xapi", STYLES["xapi"], refuses=True)
+JSON_OF: Final[dict[str, Encoding]] = {"xenapi": JSON_XAPI, "rpclib": JSON_RPCLIB, "rpclib-2012": JSON_RPC_LIGHT}
+"""The JSON that daemons of each dialect speak."""

@@ -5,7 +5,7 @@ Header names keep the case they were sent with, and headers their order and dupl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from http import HTTPStatus
 from typing import Final
@@ -54,7 +54,7 @@ class Peer:
 class HttpRequest:
     """One request. `target` is the request line's, untouched; `version` is "1.0" or "1.1"; `body` is never compressed.
 
-    `peer` is a Peer on a Unix socket, "ADDRESS:PORT" on TCP.
+    `peer` is a Peer on a Unix socket, "ADDRESS:PORT" on TCP; `connection` is another number for each connection.
     """
 
     method: str
@@ -63,6 +63,7 @@ class HttpRequest:
     headers: Headers
     body: bytes
     peer: Peer | str
+    connection: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -240,7 +240,8 @@ class HttpDoor:
                 ), False
             headers = _plain(headers, len(body))
         version = _version_of(request)
-        message = HttpRequest(request.method, request.raw_path, version, headers, body, connection.peer)
+        numbered = connection.peer, connection.number
+        message = HttpRequest(request.method, request.raw_path, version, headers, body, *numbered)
         if self._ends_with_client is not None and self._ends_with_client(message):
             return await self._answer_while_heard(message, connection), True
         return await self._answer(message), True

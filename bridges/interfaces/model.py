@@ -10,6 +10,7 @@ service pays for what is called.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -509,7 +510,7 @@ def dialects(service: str) -> tuple[str, ...]:
 
 def load_dialect(service: str, dialect: str) -> Service:
     """The interface of a service as its daemons of that dialect have it. Raises InterfaceError."""
-    return load(service + _OLDER_SUFFIX if dialect == OLDER else service)
+    return load(_file_of(service, dialect))
 
 
 @lru_cache
@@ -517,4 +518,18 @@ def load(name: str) -> Service:
     """An interface, read once a process. Raises InterfaceError when it is not written down."""
     if name not in available():
         raise InterfaceError(f"no interface is written down for {name!r}; known: {', '.join(available())}")
-    return decode(resources.files(__package__).joinpath(f"{name}.json").read_bytes())
+    return decode(_text(name))
+
+
+@lru_cache
+def digest(service: str, dialect: str) -> str:
+    """What tells one version of an interface's data from another: 16 hexadecimal digits."""
+    return hashlib.sha256(_text(_file_of(service, dialect))).hexdigest()[:16]
+
+
+def _file_of(service: str, dialect: str) -> str:
+    return service + _OLDER_SUFFIX if dialect == OLDER else service
+
+
+def _text(name: str) -> bytes:
+    return resources.files(__package__).joinpath(f"{name}.json").read_bytes()

@@ -1,0 +1,334 @@
+"""The running capture of this bridge: what taps hand over becomes records, in slices of time that callers do not miss.
+
+One capture at a time holds all services that are under capture, so that their order shows. The queue before it is
+bounded: what does not fit is dropped and counted, in a `lost` record and in the status. A write that fails is counted
+the same way, and the next is tried. The key behind the tokens is made for the capture and never leaves this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+import uuid
+from collections import Counter, deque
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from bridges.capture import records
+from bridges.capture.describing import Describer, Seen
+from bridges.capture.frames import FRAME_BYTES, RECORDS
+from bridges.capture.records import End, Flip, Header, Lost
+from bridges.capture.redaction import Redactor
+from bridges.capture.store import find
+from bridges.capture.taps import Clock, Entered, Event, Tap
+from bridges.capture.writing import Limits, Writer
+from bridges.dbus_translation import Translation
+from bridges.interfaces import model
+from bridges.interfaces.model import Service
+from bridges.pacing import Pace
+
+LOG: Final = logging.getLogger("bridges.capture")
+
+QUEUE_LIMIT: Final = 16384
+QUEUE_BYTES: Final = 64 * 1024 * 1024
+SHARE: Final = 0.3
+POLL_SECONDS: Final = 0.02
+FLUSH_SECONDS: Final = 1.0
+# Describing a larger message is done beside the event loop.
+LARGE_BYTES: Final = 64 * 1024
+
+CLOCK: Final = Clock(time.time_ns, time.monotonic_ns)
+_QUEUE_FULL: Final = "queue full"
+_DISK: Final = "disk"
+
+
+class CaptureRefused(Exception):
+    """A capture that cannot be started or stopped now; the text says why."""
+
+
+class _Source(NamedTuple):
+    """What is needed to read a service's messages."""
+
+    tap: Tap
+    service: Service
+    dialect: str
+    on_bus: Translation
+
+
+@dataclass(slots=True)
+class _Running:
+    """The capture that is being written."""
+
+    directory: Path
+    writer: Writer
+    redactor: Redactor
+    describers: dict[str, Describer] = field(default_factory=dict)
+    lines: list[bytes] = field(default_factory=list)
+    first: int = 1
+    seq: int = 1
+    bytes: int = 0
+    since: float = 0.0
+    synced: float = 0.0
+    lost: Counter[tuple[str, str]] = field(default_factory=Counter)
+    told: Counter[tuple[str, str]] = field(default_factory=Counter)
+    trouble: str = ""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a frame is."""
+        return len(self.lines) >= RECORDS or self.bytes >= FRAME_BYTES
+
+
+class Recorder:
+    """The captures of one bridge, below a directory."""
+
+    def __init__(self, directory: Path, limits: Limits, *, body_limit: int, clock: Clock = CLOCK) -> None:
+        self._directory = directory
+        self._limits = limits
+        self._body_limit = body_limit
+        self._clock = clock
+        self._sources: dict[str, _Source] = {}
+        self._queue: deque[tuple[str, Event, int]] = deque()
+        self._bytes = 0
+        self._running: _Running | None = None
+        self._work = asyncio.Lock()
+        self._begun = asyncio.Event()
+
+    def tap(self, service: Service, dialect: str, on_bus: Translation) -> Tap:
+        """A service's way in."""
+        tap = Tap(service.name, self._clock, self._offer)
+        self._sources[service.name] = _Source(tap, service, dialect, on_bus)
+        return tap
+
+    def _offer(self, service: str, event: Event, size: int) -> None:
+        running = self._running
+        if running is None:
+            return
+        if len(self._queue) >= QUEUE_LIMIT or self._bytes + size > QUEUE_BYTES:
+            running.lost[service, _QUEUE_FULL] += 1
+            return
+        self._queue.append((service, event, size))
+        self._bytes += size
+
+    # ---- switching
+
+    async def start(self, services: list[str], name: str | None = None) -> Path:
+        """Puts services under capture, in the running one or in a new one of that name. Raises CaptureRefused."""
+        if running := self._running:
+            if name is not None and name != running.directory.name:
+                raise CaptureRefused(f"{running.directory.name} is running: stop it first, or leave the name out")
+            if already := [each for each in services if self._sources[each].tap.is_on]:
+                raise CaptureRefused(f"{', '.join(already)} is under capture already, in {running.directory.name}")
+        else:
+            now = datetime.fromtimestamp(self._clock.real() / 1e9, UTC)
+            chosen = self._directory / (name or f"{now:%Y-%m-%dT%H-%M-%SZ}")
+            self._running = running = await asyncio.to_thread(self._open, chosen)
+            self._begun.set()
+        for each in services:
+            source = self._sources[each]
+            running.describers[each] = Describer(
+                source.service, source.dialect, source.on_bus, running.redactor, self._body_limit
+            )
+            source.tap.open()
+        return running.directory
+
+    def _open(self, directory: Path) -> _Running:
+        key = secrets.token_bytes(32)
+        redactor = Redactor(key)
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            used = sum(file.stat().st_size for each in find(self._directory) for file in each.iterdir())
+            left = self._limits.total_bytes - used
+            if left < min(self._limits.segment_bytes, self._limits.total_bytes) // 4:
+                text = f"the captures in {self._directory} take {used >> 20} MiB of {self._limits.total_bytes >> 20}"
+                raise CaptureRefused(f"{text}: move or remove some, or raise capture.total_mib in the settings")
+            host = self._host()
+            header = _HeaderOf(host, redactor, {name: s.dialect for name, s in self._sources.items()}, self._clock)
+            writer = Writer(
+                directory, header, self._limits._replace(total_bytes=left), lambda: self._clock.mono() / 1e9
+            )
+        except FileExistsError:
+            raise CaptureRefused(f"{directory} is there already: choose another name") from None
+        except OSError as error:
+            raise CaptureRefused(f"{directory} cannot be written: {error}") from None
+        return _Running(directory, writer, redactor)
+
+    def _host(self) -> str:
+        """The random id of this host, made once."""
+        file = self._directory / "host-id"
+        with suppress(FileNotFoundError):
+            return file.read_text().strip()
+        host = uuid.uuid4().hex[:16]
+        file.write_text(f"{host}\n")
+        return host
+
+    async def stop(self, services: list[str] | None = None, why: str = "stopped") -> tuple[Path, list[str]]:
+        """Ends the capture of these services, or of all; with the last of them the capture is closed.
+
+        Gives its directory and the services. Raises CaptureRefused.
+        """
+        if (running := self._running) is None:
+            raise CaptureRefused("no capture is running")
+        on = [name for name, source in self._sources.items() if source.tap.is_on]
+        wanted = on if services is None else services
+        if strange := [name for name in wanted if name not in on]:
+            raise CaptureRefused(f"{', '.join(strange)} is not under capture; under capture: {', '.join(on)}")
+        for name in wanted:
+            self._sources[name].tap.close()
+        async with self._work:
+            await self._take_all(running, Pace(1.0))
+            if not any(source.tap.is_on for source in self._sources.values()):
+                await self._close(running, why)
+        return running.directory, wanted
+
+    async def _close(self, running: _Running, why: str) -> None:
+        self._running = None
+        self._begun.clear()
+        end = End(running.seq, str(self._clock.real()), str(self._clock.mono()), running.seq - 1, why)
+        try:
+            await asyncio.to_thread(running.writer.close, records.encode(end), running.seq)
+        except OSError as error:
+            LOG.error("capture %s is not closed orderly: %s", running.directory, error)
+
+    def status(self) -> dict[str, Any] | None:
+        """JSON-ready; None while nothing is captured. `pending` events wait to be written."""
+        if (running := self._running) is None:
+            return None
+        lost: dict[str, dict[str, int]] = {}
+        for (service, why), count in running.lost.items():
+            lost.setdefault(service, {})[why] = count
+        return {
+            "capture": running.directory.name,
+            "directory": str(running.directory),
+            "services": [name for name, source in self._sources.items() if source.tap.is_on],
+            "records": running.writer.records,
+            "pending": len(self._queue) + len(running.lines),
+            "lost": lost,
+            "trouble": running.trouble,
+        }
+
+    # ---- the work
+
+    async def run(self) -> None:
+        """Writes what was handed over, until it is cancelled; a capture that runs then is closed."""
+        try:
+            while True:
+                await self._begun.wait()
+                async with self._work:
+                    if self._running is not None:
+                        await self._take_all(self._running, Pace(SHARE), flush=False)
+                await asyncio.sleep(POLL_SECONDS)
+        finally:
+            with suppress(CaptureRefused):
+                await self.stop(why="the bridge ended")
+
+    async def _take_all(self, running: _Running, pace: Pace, *, flush: bool = True) -> None:
+        """Everything in the queue becomes records. They are written when a frame is full, or a second has passed."""
+        while self._queue:
+            service, event, size = self._queue.popleft()
+            self._bytes -= size
+            began = time.monotonic()
+            if size < LARGE_BYTES:
+                self._describe(running, service, event)
+            else:
+                await asyncio.to_thread(self._describe, running, service, event)
+            if running.is_full:
+                await self._write(running)
+            await pace.spent(time.monotonic() - began)
+        self._tell_lost(running)
+        if running.lines and (flush or time.monotonic() - running.since > FLUSH_SECONDS):
+            await self._write(running)
+
+    def _describe(self, running: _Running, service: str, event: Event) -> None:
+        describer = running.describers[service]
+        try:
+            record: records.Record | None
+            if isinstance(event, Entered):
+                times = str(event.ts), str(event.mono)
+                record = Flip(running.seq, *times, service, event.origin, event.target, event.epoch)
+            elif isinstance(event, Seen):
+                record = describer.request(event, running.seq)
+            else:
+                record = describer.reply(event, running.seq)
+        except Exception:
+            LOG.exception("%s: what was captured could not be described", service)
+            running.lost[service, "defect"] += 1
+            return
+        if record is None:  # its request was dropped, or was there before the capture began
+            running.lost[service, "request not known"] += 1
+            return
+        self._add(running, record)
+
+    def _add(self, running: _Running, record: records.Record) -> None:
+        line = records.encode(record)
+        if not running.lines:
+            running.first, running.since = running.seq, time.monotonic()
+        running.lines.append(line)
+        running.bytes += len(line)
+        running.seq += 1
+
+    def _tell_lost(self, running: _Running) -> None:
+        """What was lost since it was told last, as records."""
+        if removed := running.writer.take_removed():
+            count, why = removed
+            running.lost["", why] += count
+        for key, count in list(running.lost.items()):
+            if missing := count - running.told[key]:
+                running.told[key] = count
+                service, why = key
+                self._add(
+                    running,
+                    Lost(running.seq, str(self._clock.real()), str(self._clock.mono()), missing, why, service),
+                )
+
+    async def _write(self, running: _Running) -> None:
+        lines, first, writer = running.lines, running.first, running.writer
+        running.lines, running.bytes = [], 0
+        before = writer.records
+        try:
+            await asyncio.to_thread(writer.write, lines, first)
+            if time.monotonic() - running.synced > FLUSH_SECONDS:
+                running.synced = time.monotonic()
+                await asyncio.to_thread(writer.sync)
+        except OSError as error:
+            missing = len(lines) - (writer.records - before)
+            running.lost["", _DISK] += missing
+            if not running.trouble:
+                LOG.error("capture %s: %d records are lost: %s", running.directory, missing, error)
+            running.trouble = str(error)
+        else:
+            running.trouble = ""
+
+
+class _HeaderOf:
+    """Makes the header of each segment."""
+
+    def __init__(self, host: str, redactor: Redactor, dialects: Mapping[str, str], clock: Clock) -> None:
+        self._host = host
+        self._boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        self._redactor = redactor
+        self._dialects = dict(dialects)
+        self._clock = clock
+
+    def __call__(self, segment: int, chain: str) -> Header:
+        return Header(
+            schema=records.SCHEMA,
+            tool=f"xcp-bridge {metadata.version('xcp-dbus-bridge')}",
+            host=self._host,
+            boot=self._boot,
+            real=str(self._clock.real()),
+            mono=str(self._clock.mono()),
+            segment=segment,
+            chain=chain,
+            interfaces={name: model.digest(name, dialect) for name, dialect in self._dialects.items()},
+            dialects=self._dialects,
+            redaction=self._redactor.policy,
+            key=self._redactor.key_id,
+        )
