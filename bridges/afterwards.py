@@ -20,11 +20,12 @@ from typing import Any, Final
 
 from bridges import comparison
 from bridges.backends import Backend
-from bridges.calls import Call, Door
+from bridges.calls import Call, Door, Trail
 from bridges.comparison import Difference, Outcome
 from bridges.cutover import MEANINGS, Compared
 from bridges.dispatch import Dispatch
 from bridges.faults import Fault, Kind
+from bridges.pacing import Pace
 from bridges.round_trips import Trip
 
 LOG: Final = logging.getLogger("bridges.afterwards")
@@ -36,7 +37,6 @@ READS_LIMIT: Final = 64
 LARGE_BYTES: Final = 64 * 1024
 # What comparing may take of the time, in slices: a bridge that is busy drops comparisons, never calls.
 SHARE: Final = 0.2
-SLICE_SECONDS: Final = 0.0005
 CANDIDATE_SECONDS: Final = 10.0
 FIELDS_LIMIT: Final = 200
 
@@ -97,7 +97,7 @@ class Afterwards:
         self.reads = Tally()
         self._dispatch = dispatch
         self._candidate = candidate
-        self._queue: deque[tuple[Callable[[], Trip], int]] = deque()
+        self._queue: deque[tuple[Callable[[], Trip], int, Trail | None]] = deque()
         self._bytes = 0
         self._wake = asyncio.Event()
         self._asking: set[asyncio.Task[None]] = set()
@@ -108,7 +108,7 @@ class Afterwards:
         self._queue.clear()
         self._bytes = 0
 
-    def offer(self, make: Callable[[], Trip], size: int = 0) -> None:
+    def offer(self, make: Callable[[], Trip], size: int = 0, trail: Trail | None = None) -> None:
         """An exchange that is over; `make` reads it, later. `size` is that of its messages in bytes."""
         compared = MEANINGS[self._dispatch.standing.stage].compared
         if compared is not Compared.ROUND_TRIPS and compared is not Compared.READS:
@@ -117,33 +117,30 @@ class Afterwards:
         if len(self._queue) >= QUEUE_LIMIT or self._bytes + size > QUEUE_BYTES:
             self.round_trips.dropped["queue full"] += 1
             return
-        self._queue.append((make, size))
+        self._queue.append((make, size, trail))
         self._bytes += size
         self._wake.set()
 
     async def run(self) -> None:
         """Compares until it is cancelled."""
-        spent = 0.0
+        pace = Pace(SHARE)
         try:
             while True:
                 await self._wake.wait()
                 self._wake.clear()
                 while self._queue:
-                    make, size = self._queue.popleft()
+                    make, size, trail = self._queue.popleft()
                     self._bytes -= size
                     tally = self.round_trips
                     began = time.monotonic()
                     trip = make() if size < LARGE_BYTES else await asyncio.to_thread(make)
-                    self._judge(trip, tally)
-                    spent += time.monotonic() - began
-                    if spent >= SLICE_SECONDS:  # callers come first
-                        await asyncio.sleep(spent * (1 / SHARE - 1))
-                        spent = 0.0
+                    self._judge(trip, tally, trail)
+                    await pace.spent(time.monotonic() - began)
         finally:
             for task in self._asking:
                 task.cancel()
 
-    def _judge(self, trip: Trip, tally: Tally) -> None:
+    def _judge(self, trip: Trip, tally: Tally, trail: Trail | None) -> None:
         if trip.note and not trip.differences:
             tally.dropped[trip.note] += 1
             return
@@ -151,7 +148,7 @@ class Afterwards:
         self._tell("does not come back from the bus as it was", tally, name, trip.differences)
         tally.count(name, trip.differences)
         if trip.method is not None and trip.arguments is not None and trip.outcome is not None:
-            self._send(Call(trip.method, trip.arguments, Door.BUS, 0.0), trip.outcome.answer)
+            self._send(Call(trip.method, trip.arguments, Door.BUS, 0.0, trail), trip.outcome.answer)
 
     def _send(self, call: Call, answer: Outcome) -> None:
         """Asks the candidate what the legacy daemon has answered, if this may be asked of it."""
@@ -172,6 +169,8 @@ class Afterwards:
         try:
             said = await self._candidate.ask(replace(call, deadline=time.monotonic() + patience))
         except Fault as fault:
+            if call.trail is not None:
+                call.trail.failed(fault, is_candidate=True)
             if (reason := _DROPPED.get(fault.kind)) is not None:
                 tally.dropped[reason] += 1
                 return

@@ -12,7 +12,18 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from bridges import dbus_translation, xenstore_translation
-from bridges.calls import Call, Value
+from bridges.calls import Call, Door, Side, Value
+from bridges.capture.messages import (
+    BusAnswer,
+    BusCall,
+    BusFailure,
+    DatagramCall,
+    Nothing,
+    SocketAnswer,
+    SocketCall,
+    StoreAnswer,
+    StoreCall,
+)
 from bridges.faults import Fault, Kind
 from bridges.interfaces.model import Effect, Service
 from bridges.xmlrpc_translation import MethodForm, Translation
@@ -21,6 +32,7 @@ from dbus_side import names
 from dbus_side.bus import Bus
 from dbus_side.errors import BusLost, BusRefused, BusTimedOut, MessageTooLarge, SignatureMismatch
 from xenstore_rpc.errors import CallTimedOut, ServerNotRegistered, StoreLost, StoreRefused, XenstoreError
+from xenstore_rpc.records import Request
 from xenstore_rpc.rpc import Caller
 from xmlrpc_gateway import datagrams
 from xmlrpc_gateway.dialects import Success
@@ -73,9 +85,12 @@ def late(call: Call, why: str) -> Fault:
 
 
 class LegacyOverSocket:
-    """The legacy daemon behind its HTTP or framed socket."""
+    """The legacy daemon behind its HTTP or framed socket, which `door` says."""
 
-    def __init__(self, client: Callable[[], RpcClient], encoding: Encoding, translation: Translation) -> None:
+    def __init__(
+        self, client: Callable[[], RpcClient], encoding: Encoding, translation: Translation, door: Door = Door.HTTP
+    ) -> None:
+        self._door = door
         self._client = client
         self._encoding = encoding
         self._translation = translation
@@ -84,6 +99,9 @@ class LegacyOverSocket:
         form = self._translation.of(call.method)
         body = self._write(call, form)
         is_long_poll = call.deadline is None
+        trail = call.trail
+        if trail is not None:
+            trail.asked(Side.LEGACY, self._door, SocketCall((self._encoding, self._translation), body))
         try:
             reply = await self._client().call(body, timeout=remaining(call), is_long_poll=is_long_poll)
         except DaemonUnreachable as error:
@@ -92,6 +110,8 @@ class LegacyOverSocket:
             raise late(call, f"the legacy daemon did not answer in time: {error}") from None
         except (DaemonGone, BadReply) as error:
             raise unanswered(call, f"the legacy daemon gave no answer: {error}") from None
+        if trail is not None:
+            trail.answered(SocketAnswer((self._encoding, self._translation), reply))
         try:
             opened = self._encoding.read_reply(reply)
             if isinstance(opened, Success):
@@ -122,10 +142,15 @@ class LegacyOverDatagrams:
         self._address = address
 
     async def ask(self, call: Call) -> Value:
+        payload = call.method.name.encode()
+        if call.trail is not None:
+            call.trail.asked(Side.LEGACY, Door.DATAGRAM, DatagramCall(payload))
         try:
-            await datagrams.send(self._address, call.method.name.encode(), timeout=remaining(call))
+            await datagrams.send(self._address, payload, timeout=remaining(call))
         except (DaemonUnreachable, OSError) as error:
             raise Fault(Kind.UNAVAILABLE, f"the legacy daemon cannot be reached: {error}") from None
+        if call.trail is not None:
+            call.trail.answered(Nothing())
         return None
 
 
@@ -151,8 +176,12 @@ class LegacyOverXenstore:
 
     async def ask(self, call: Call) -> Value:
         function, arguments = xenstore_translation.write_arguments(call.method, call.arguments)
+        request_id, trail = _own_request(), call.trail
+        if trail is not None:
+            request = Request(function, request_id, tuple(arguments))
+            trail.asked(Side.LEGACY, Door.XENSTORE, StoreCall(request, function, request_id))
         try:
-            response = await self._caller.call(function, arguments, timeout=remaining(call), request_id=_own_request())
+            response = await self._caller.call(function, arguments, timeout=remaining(call), request_id=request_id)
         except ServerNotRegistered as error:
             raise Fault(Kind.UNAVAILABLE, str(error)) from None
         except CallTimedOut as error:
@@ -165,6 +194,8 @@ class LegacyOverXenstore:
             raise unanswered(call, f"xenstored refused: {error}") from None
         except XenstoreError as error:
             raise Fault(Kind.NOT_REPRESENTABLE, f"{call.method.name}: {error}") from None
+        if trail is not None:
+            trail.answered(StoreAnswer(response))
         return xenstore_translation.read_response(self._service, call.method, call.arguments, response)
 
 
@@ -174,12 +205,17 @@ class BusDaemon:
     def __init__(self, service: str, translation: dbus_translation.Translation, *, is_candidate: bool = False) -> None:
         self.bus: Bus | None = None
         self._name = names.candidate_name(service) if is_candidate else names.service_name(service)
+        self._is_candidate = is_candidate
         self._translation = translation
 
     async def ask(self, call: Call) -> Value:
         form = self._translation.of(call.method)
         if self.bus is None:
             raise Fault(Kind.UNAVAILABLE, "the bus cannot be reached")
+        body, trail = form.write_arguments(call.arguments), call.trail
+        if trail is not None:
+            seen = BusCall(form, self._name, self.bus.unique_name, 0, body)
+            trail.asked(Side.BUS, Door.BUS, seen, is_candidate=self._is_candidate)
         try:
             reply = await self.bus.call(
                 self._name,
@@ -187,10 +223,12 @@ class BusDaemon:
                 form.interface,
                 form.member,
                 form.input_signature,
-                form.write_arguments(call.arguments),
+                body,
                 timeout=remaining(call),
             )
         except BusRefused as refusal:
+            if trail is not None:
+                trail.answered(BusFailure(form, refusal), is_candidate=self._is_candidate)
             raise form.read_fault(refusal) from None
         except SignatureMismatch as mismatch:
             raise dbus_translation.not_representable(call.method.name, mismatch) from None
@@ -202,4 +240,6 @@ class BusDaemon:
             if error.sent:
                 raise unanswered(call, "the connection to the bus was lost") from None
             raise Fault(Kind.UNAVAILABLE, "the bus cannot be reached") from None
+        if trail is not None:
+            trail.answered(BusAnswer(form, reply.signature, reply.body), is_candidate=self._is_candidate)
         return form.read_result(reply.signature, reply.body)

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from bridges import cutover, evidence, routing
 from bridges.calls import Door, Side
+from bridges.capture.recorder import CaptureRefused, Recorder
 from bridges.checks import Finding, Verdict
 from bridges.cutover import Keeper, Stage
 from bridges.dispatch import HOLD_SECONDS
@@ -48,11 +49,14 @@ class NotNow(Exception):
 class Control:
     """The verbs."""
 
-    def __init__(self, services: Mapping[str, Endpoints], state: State, journal: Journal, ledger: Ledger) -> None:
+    def __init__(
+        self, services: Mapping[str, Endpoints], state: State, journal: Journal, ledger: Ledger, recorder: Recorder
+    ) -> None:
         self._services = services
         self._state = state
         self._journal = journal
         self._ledger = ledger
+        self._recorder = recorder
         self.on_change: Callable[[Receipt], None] | None = None
 
     def status(self) -> dict[str, dict[str, Any]]:
@@ -238,6 +242,24 @@ class Control:
         if reservations:
             summary["reservations"] = len(reservations)
         return {"handles": rows, "reservations": reservations, "summary": dict(summary)}
+
+    async def capture(self, action: str, services: list[str], name: str | None) -> dict[str, Any]:
+        """Starts or stops capturing services, none named: all. Raises WrongRequest, NotNow."""
+        for each in services:
+            self._find(each)
+        try:
+            match action:
+                case "start":
+                    chosen = services or list(self._services)
+                    return {"directory": str(await self._recorder.start(chosen, name)), "services": chosen}
+                case "stop":
+                    directory, ended = await self._recorder.stop(services or None)
+                    return {"directory": str(directory), "services": ended, "running": self._recorder.status()}
+                case "status":
+                    return {"running": self._recorder.status()}
+        except CaptureRefused as refusal:
+            raise NotNow(str(refusal)) from None
+        raise WrongRequest(f"action: expected start, stop or status, got {action!r}")
 
     async def doctor(self) -> list[dict[str, str]]:
         """What the running bridge knows to be wrong, and how to mend it."""

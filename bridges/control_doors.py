@@ -13,6 +13,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import socket
 import struct
 from collections.abc import Mapping
@@ -37,7 +38,7 @@ LOG: Final = logging.getLogger("bridges.control")
 BUS_NAME: Final = "org.xen.xcp.bridge"
 BUS_PATH: Final = "/org/xen/xcp/bridge"
 LINE_LIMIT: Final = 64 * 1024
-VERBS: Final = ("status", "stage", "kill", "acknowledge", "explain", "audit", "handles", "doctor")
+VERBS: Final = ("status", "stage", "kill", "acknowledge", "explain", "audit", "handles", "doctor", "capture")
 
 _arg = introspection.Argument
 INTERFACE: Final = introspection.Interface(
@@ -156,6 +157,11 @@ class ControlSocket:
                 return await self._explain(request)
             case "handles":
                 return await control.handles(_text(request, "service"))
+            case "capture":
+                services = request.get("services", [])
+                if not isinstance(services, list) or not all(isinstance(each, str) for each in services):
+                    raise WrongRequest(f"services: expected a list of texts, got {services!r}")
+                return await control.capture(_text(request, "action"), services, _name(request))
             case "doctor":
                 return {"findings": await control.doctor()}
             case verb:
@@ -247,6 +253,14 @@ def _number(request: dict[str, Any], key: str, default: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise WrongRequest(f"{key}: expected a number, 0 or more, got {value!r}")
     return value
+
+
+def _name(request: dict[str, Any]) -> str | None:
+    """The name of a capture: one step of a path."""
+    name = _text_or_none(request, "name")
+    if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise WrongRequest(f"name: expected up to 100 letters, digits, dots, dashes or underscores, got {name[:60]!r}")
+    return name
 
 
 def _text(request: dict[str, Any], key: str) -> str:

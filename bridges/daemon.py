@@ -6,11 +6,15 @@ import asyncio
 import logging
 import os
 import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 from bridges import evidence, journal, ledger, rivals
 from bridges.activation import Activation
+from bridges.capture.recorder import Recorder
+from bridges.capture.writing import Limits
 from bridges.control import Control
 from bridges.control_doors import BUS_NAME, ControlObject, ControlSocket
 from bridges.cutover import MEANINGS
@@ -121,7 +125,10 @@ async def _run(settings: Settings, state: State, durable: Durable, activation: A
     calls, handles = journal.Journal(durable, _now), ledger.Ledger(durable, _now)
     for name, count in calls.recover().items():
         LOG.warning("%s: %d calls of the bridge before have no result: in doubt", name, count)
-    shared = Shared(settings.bus_address, store, state, durable, calls, handles, activation)
+    capture = settings.capture
+    limits = Limits(total_bytes=capture.total_bytes, age_seconds=capture.age_seconds)
+    recorder = Recorder(capture.directory, limits, body_limit=capture.body_bytes)
+    shared = Shared(settings.bus_address, store, state, durable, calls, handles, activation, recorder)
     services = {name: Endpoints(service, shared) for name, service in settings.services.items()}
     starts: dict[str, _Start] = {}
     for name in services:
@@ -129,7 +136,7 @@ async def _run(settings: Settings, state: State, durable: Durable, activation: A
         starts[name] = _Start(standing, was_cut_off=story is not None)
         if story is not None:
             LOG.warning("%s: %s", name, story)
-    control = Control(services, state, calls, handles)
+    control = Control(services, state, calls, handles, recorder)
     control_object = ControlObject(control)
     control_socket = ControlSocket(settings.control_socket, control)
     try:
@@ -137,11 +144,23 @@ async def _run(settings: Settings, state: State, durable: Durable, activation: A
     except OSError as error:
         raise StartError(f"control socket {settings.control_socket}: {error}") from None
     try:
-        await _serve(settings, services, starts, store, control_object, stop, activation, bus)
+        async with _recording(recorder):
+            await _serve(settings, services, starts, store, control_object, stop, activation, bus)
     finally:
         await control_socket.close()
         if store is not None:
             await store.close()
+
+
+@asynccontextmanager
+async def _recording(recorder: Recorder) -> AsyncIterator[None]:
+    """What is captured is written, to the last answer of the last door."""
+    task = asyncio.create_task(recorder.run(), name="capture")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
 
 
 def _now() -> str:

@@ -16,6 +16,8 @@ from bridges import dbus_translation, round_trips, xenstore_translation
 from bridges.afterwards import Afterwards
 from bridges.backends import Backend
 from bridges.calls import Call, Door, Side, Value
+from bridges.capture.messages import BusAnswer, BusCall, BusFailure, DatagramCall, Nothing, StoreAnswer, StoreCall
+from bridges.capture.taps import Tap, Trail
 from bridges.dispatch import Dispatch, arrival
 from bridges.durable import NotDurable
 from bridges.faults import Fault, Kind
@@ -56,13 +58,22 @@ class Backends:
         backend = self._legacy if side is Side.LEGACY else self._bus
         home = self._aliases.home
         if home is None or self._aliases.plan(call.method) is NOTHING:
-            return await backend.ask(call)
+            return await self._ask(backend, call)
         sent = self._aliases.inward(call, home)
-        value = await backend.ask(sent)
+        value = await self._ask(backend, sent)
         try:
             return await self._aliases.outward(sent, value, home)
         except NotDurable as error:
             raise not_kept(call.method, error) from None
+
+    @staticmethod
+    async def _ask(backend: Backend, call: Call) -> Value:
+        try:
+            return await backend.ask(call)
+        except Fault as fault:
+            if call.trail is not None:
+                call.trail.failed(fault)
+            raise
 
 
 class BusDoor:
@@ -74,11 +85,13 @@ class BusDoor:
         backends: Backends,
         translation: dbus_translation.Translation,
         afterwards: Afterwards,
+        tap: Tap,
     ) -> None:
         self._dispatch = dispatch
         self._backends = backends
         self._translation = translation
         self._afterwards = afterwards
+        self._tap = tap
 
     def long_polls(self) -> frozenset[tuple[str, str]]:
         """Path and member of the methods that wait for as long as their callers do."""
@@ -113,21 +126,33 @@ class BusDoor:
         form = self._translation.of(method)
         arrived = arrival(Door.BUS, method, request=f"{message.sender}/{message.serial}")
         arguments: dict[str, Value] = {}
+        trail = None
+        if self._tap.is_on:
+            seen = BusCall(form, message.destination, message.sender, message.serial, message.body)
+            trail = self._tap.came(Door.BUS, seen, method, peer=message.sender, conn=message.sender)
 
         async def work(side: Side) -> Value:
             arguments.update(form.read_arguments(message.body))
-            return await self._backends.ask(side, Call(method, arguments, Door.BUS, arrived.deadline))
+            return await self._backends.ask(side, Call(method, arguments, Door.BUS, arrived.deadline, trail))
 
         try:
             value = await self._dispatch.run(arrived, work)
-            self._afterwards.offer(lambda: round_trips.of_bus(self._translation, method, arguments, value))
-            return form.write_result(value)
+            make = partial(round_trips.of_bus, self._translation, method, arguments, value)
+            self._afterwards.offer(make, trail=trail)
+            said = form.write_result(value)
+            if trail is not None:
+                trail.left(BusAnswer(form, form.output_signature, said))
         except Fault as fault:
-            failure = fault
-            self._afterwards.offer(lambda: round_trips.of_bus(self._translation, method, arguments, failure))
-            raise form.write_fault(fault) from None
+            make = partial(round_trips.of_bus, self._translation, method, arguments, fault)
+            self._afterwards.offer(make, trail=trail)
+            refusal = form.write_fault(fault)
         except Exception as error:
-            raise form.write_fault(defect(f"{method.service} {method.name} at the bus door", error)) from None
+            refusal = form.write_fault(defect(f"{method.service} {method.name} at the bus door", error))
+        else:
+            return said
+        if trail is not None:
+            trail.left(BusFailure(form, refusal))
+        raise refusal
 
 
 def pack(response: Response) -> bytes:
@@ -143,19 +168,31 @@ def unpack(kept: bytes) -> Response:
 class XenstoreDoor:
     """The service's tree in the store, while the bus side rules."""
 
-    def __init__(self, dispatch: Dispatch, backends: Backends, service: Service) -> None:
+    def __init__(self, dispatch: Dispatch, backends: Backends, service: Service, tap: Tap) -> None:
         self._dispatch = dispatch
         self._backends = backends
         self._service = service
+        self._tap = tap
 
     async def answer(self, request: Request) -> Response:
         """The response to a request; it never raises but for cancellation."""
+        if not self._tap.is_on:
+            return await self._answer(request, None)
+        method = self._service.by_xenstore_function.get(request.function)
+        seen = StoreCall(request, request.function, request.request_id)
+        trail = self._tap.came(Door.XENSTORE, seen, method)
+        response = await self._answer(request, trail)
+        if trail is not None:
+            trail.left(StoreAnswer(response))
+        return response
+
+    async def _answer(self, request: Request, trail: Trail | None) -> Response:
         name, arguments = request.function, dict[str, Value]()
         try:
             method = xenstore_translation.method_of(self._service, request)
             arguments = xenstore_translation.read_arguments(method, request)
             arrived = arrival(Door.XENSTORE, method, request=request.request_id)
-            call = Call(method, arguments, Door.XENSTORE, arrived.deadline)
+            call = Call(method, arguments, Door.XENSTORE, arrived.deadline, trail)
 
             def response(answer: Value | Fault) -> Response:
                 if isinstance(answer, Fault):
@@ -193,20 +230,24 @@ class XenstoreDoor:
 class DatagramDoor:
     """The service's datagram address, while the bus side rules: a datagram is a command, and is never answered."""
 
-    def __init__(self, dispatch: Dispatch, backends: Backends, service: Service) -> None:
+    def __init__(self, dispatch: Dispatch, backends: Backends, service: Service, tap: Tap) -> None:
         self._dispatch = dispatch
         self._backends = backends
         self._service = service
+        self._tap = tap
 
     async def receive(self, payload: bytes) -> None:
         """Makes the call that the datagram stands for; what comes of it is in the log."""
         text = payload.decode("utf-8", "backslashreplace")
         method = self._service.method(text)
+        trail = self._tap.came(Door.DATAGRAM, DatagramCall(payload), method)
+        if trail is not None:
+            trail.left(Nothing())
         if method is None:
             LOG.warning("%s: unknown command %r at the datagram door", self._service.name, text[:100])
             return
         arrived = arrival(Door.DATAGRAM, method)
-        call = Call(method, {}, Door.DATAGRAM, arrived.deadline)
+        call = Call(method, {}, Door.DATAGRAM, arrived.deadline, trail)
         try:
             await self._dispatch.run(arrived, lambda side: self._backends.ask(side, call))
         except Fault as fault:

@@ -20,6 +20,7 @@ from bridges.afterwards import Afterwards
 from bridges.backends import Backend, BusDaemon, LegacyOverDatagrams, LegacyOverSocket, LegacyOverXenstore
 from bridges.bus_presence import BusPresence
 from bridges.calls import Door, Side
+from bridges.capture.recorder import Recorder
 from bridges.cutover import Compared, Keeper, Stage, Step, legal_stages
 from bridges.datagram_door import DatagramAddress
 from bridges.dispatch import Dispatch
@@ -65,6 +66,7 @@ class Shared(NamedTuple):
     journal: Journal
     ledger: Ledger
     activation: Activation
+    recorder: Recorder
 
 
 class Endpoints:
@@ -82,6 +84,7 @@ class Endpoints:
         self._service = model.load_dialect(self.name, settings.dialect)
         self._tongues = tongues.Tongues(settings)
         self.on_bus = dbus_translation.Translation(self._service)
+        self._tap = shared.recorder.tap(self._service, settings.dialect, self.on_bus)
         bus_daemon, candidate = BusDaemon(self.name, self.on_bus), BusDaemon(self.name, self.on_bus, is_candidate=True)
         self._http = self._framed = None
         if settings.http is not None:
@@ -94,7 +97,7 @@ class Endpoints:
         self._afterwards = Afterwards(self.dispatch, candidate)
         self._set_doors()
         objects = ObjectTree()
-        bus_door = doors.BusDoor(self.dispatch, self._backends, self.on_bus, self._afterwards)
+        bus_door = doors.BusDoor(self.dispatch, self._backends, self.on_bus, self._afterwards, self._tap)
         bus_door.export(objects)
         self.bus = BusPresence(
             self.situation,
@@ -106,11 +109,11 @@ class Endpoints:
         )
         self.tree: TreeDoor | None = None
         if settings.xenstore is not None and self._store is not None:
-            xenstore_door = doors.XenstoreDoor(self.dispatch, self._backends, self._service)
+            xenstore_door = doors.XenstoreDoor(self.dispatch, self._backends, self._service, self._tap)
             self.tree = TreeDoor(self.situation, self._store, settings.xenstore, xenstore_door, self.legacy)
         self.datagrams: DatagramAddress | None = None
         if settings.datagram is not None:
-            datagram_door = doors.DatagramDoor(self.dispatch, self._backends, self._service)
+            datagram_door = doors.DatagramDoor(self.dispatch, self._backends, self._service, self._tap)
             self.datagrams = DatagramAddress(self.situation, settings.datagram, datagram_door)
         self.observation = self._observation()
         self.witness = Witness(
@@ -136,7 +139,7 @@ class Endpoints:
         if settings.reach == "http" and self._http is not None:
             return LegacyOverSocket(self._http.client, *self._tongues.call())
         if settings.reach == "framed" and self._framed is not None:
-            return LegacyOverSocket(self._framed.client, *self._tongues.frame())
+            return LegacyOverSocket(self._framed.client, *self._tongues.frame(), Door.FRAMED)
         if settings.reach == "datagram" and settings.datagram is not None:
             return LegacyOverDatagrams(settings.datagram)
         assert self._store is not None
@@ -145,7 +148,7 @@ class Endpoints:
 
     def _set_doors(self) -> None:
         """What serves each socket while it is ours."""
-        beside = Beside(self._aliases, self._afterwards, self.on_bus)
+        beside = Beside(self._aliases, self._afterwards, self.on_bus, self._tap)
         if self._http is not None and self.settings.http is not None:
             manner = self._tongues.manner
             calls = SocketCalls(Door.HTTP, self.dispatch, self._backends, self._service, beside, manner.unreadable)
@@ -166,6 +169,7 @@ class Endpoints:
     def enter(self, standing: Standing) -> None:
         """From here on calls go to the authority of that standing, and what its stage compares is gathered anew."""
         self.situation.standing = self.dispatch.standing = standing
+        self._tap.enter(standing.stage, standing.epoch)
         self.witness.begin_anew()
         if self._tasks is not None:
             self._arrange_observation()
@@ -289,7 +293,7 @@ class Endpoints:
             self._afterwards.offer(partial(round_trips.of_xenstore, self._service, self.on_bus, request, response))
 
         paths = [door.socket for door in (self.settings.http, self.settings.framed) if door is not None]
-        return Observation(self._service, self._store, self.settings.xenstore, paths, compare)
+        return Observation(self._service, self._store, self.settings.xenstore, paths, compare, self._tap)
 
     async def _close(self) -> None:
         """No new calls, those in flight finish, the sockets go back to the legacy daemon."""

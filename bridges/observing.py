@@ -18,6 +18,9 @@ from typing import Any, Final
 
 from bridges.backends import is_own_request
 from bridges.calls import Door
+from bridges.capture.messages import StoreAnswer, StoreCall
+from bridges.capture.records import Leg
+from bridges.capture.taps import Tap
 from bridges.interfaces.model import Method, Service
 from xenstore_rpc.connection import Store
 from xenstore_rpc.errors import XenstoreError
@@ -98,6 +101,7 @@ class Observation:
         tree: str | None,
         paths: Iterable[Path],
         on_complete: Callable[[Request, Response], None],
+        tap: Tap,
         *,
         clock: Callable[[], float] = _now,
     ) -> None:
@@ -106,6 +110,7 @@ class Observation:
         self._tree = tree
         self._paths = tuple(paths)
         self._on_complete = on_complete
+        self._tap = tap
         self._clock = clock
         self._running: dict[str, asyncio.Task[None]] = {}
         self._seen = self._anew()
@@ -154,6 +159,8 @@ class Observation:
     def _note(self, seen: _Seen, exchange: Exchange) -> None:
         completeness = exchange.completeness
         method = self._service.by_xenstore_function.get(exchange.function)
+        if self._tap.is_on:
+            self._capture(exchange, method)
         seen.told += 1
         seen.kinds[completeness] += 1
         counts = seen.methods.setdefault(UNKNOWN_FUNCTIONS if method is None else method.name, Counter())
@@ -174,6 +181,12 @@ class Observation:
                 self._on_complete(exchange.request, exchange.response)
             except Exception:
                 LOG.exception("%s: what was observed could not be passed on", self._service.name)
+
+    def _capture(self, exchange: Exchange, method: Method | None) -> None:
+        message = StoreCall(exchange.request, exchange.function, exchange.request_id)
+        trail = self._tap.came(Door.XENSTORE, message, method, leg=Leg.OBSERVED)
+        if trail is not None:
+            trail.heard(Leg.OBSERVED, StoreAnswer(exchange.response))
 
     # ---- the sockets
 

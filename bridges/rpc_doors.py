@@ -20,6 +20,15 @@ from bridges import dbus_translation, round_trips
 from bridges.afterwards import Afterwards
 from bridges.backends import remaining_until
 from bridges.calls import Call, Door, Side, Value
+from bridges.capture.messages import (
+    AS_CALLER,
+    HttpCall,
+    Nothing,
+    PageCall,
+    SocketAnswer,
+    SocketCall,
+)
+from bridges.capture.taps import Tap, Trail
 from bridges.dispatch import Arrival, Dispatch, arrival, deadline_of
 from bridges.doors import Backends, defect, not_kept
 from bridges.durable import NotDurable
@@ -67,11 +76,12 @@ class Tongue(NamedTuple):
 
 
 class Beside(NamedTuple):
-    """What every call of a service meets beside its way: its handles, and what is compared after its answer."""
+    """What every call of a service meets beside its way: its handles, what is compared afterwards, the capture."""
 
     aliases: Aliases
     afterwards: Afterwards
     on_bus: dbus_translation.Translation
+    tap: Tap
 
 
 class Server(Protocol):
@@ -84,6 +94,17 @@ class Server(Protocol):
     async def drain(self, timeout: float) -> bool: ...
 
     async def close(self) -> None: ...
+
+
+class _Passing(NamedTuple):
+    """A call that passes the legacy daemon's bytes; `home` is None where no handles are exchanged in them."""
+
+    tongue: Tongue
+    method: Method | None
+    sent: bytes
+    home: Home | None
+    deadline: float | None
+    trail: Trail | None
 
 
 class _Said(Fault):
@@ -113,7 +134,7 @@ class SocketCalls(Generic[Reply]):
         self._dispatch = dispatch
         self._backends = backends
         self._service = service
-        self._aliases, self._afterwards, self._on_bus = beside
+        self._aliases, self._afterwards, self._on_bus, self._tap = beside
         self._unreadable: Reply | CloseSilently = unreadable
 
     def is_long_poll(self, tongue: Tongue, body: bytes) -> bool:
@@ -123,20 +144,49 @@ class SocketCalls(Generic[Reply]):
         return method is not None and method.deadline is None
 
     async def answer(
-        self, tongue: Tongue, body: bytes, relay: Callable[[bytes, float | None], Awaitable[Reply | CloseSilently]]
+        self,
+        tongue: Tongue,
+        request: HttpRequest | FramedRequest,
+        relay: Callable[[bytes, float | None], Awaitable[Reply | CloseSilently]],
     ) -> Reply | bytes | CloseSilently:
         """While legacy rules what `relay` gave, called with the seconds left (None: a long poll); else our reply."""
-        name = self._name_in(tongue, body)
+        name = self._name_in(tongue, request.body)
         method = self._find(tongue, name)
         arrived = arrival(self._door, method, name)
+        if not self._tap.is_on:
+            return await self._answer(tongue, request.body, relay, method, arrived, None)
+        trail = self._begin(tongue, request, method)
+        answer = await self._answer(tongue, request.body, relay, method, arrived, trail)
+        if trail is not None:
+            trail.left(SocketAnswer(tongue, answer))
+        return answer
 
+    def _begin(self, tongue: Tongue, request: HttpRequest | FramedRequest, method: Method | None) -> Trail | None:
+        if isinstance(request, HttpRequest):
+            seen, conn = HttpCall(tongue, request), str(request.connection)
+            return self._tap.came(self._door, seen, method, peer=request.peer, conn=conn)
+        return self._tap.came(self._door, SocketCall(tongue, request.body), method, peer=request.peer)
+
+    async def _answer(
+        self,
+        tongue: Tongue,
+        body: bytes,
+        relay: Callable[[bytes, float | None], Awaitable[Reply | CloseSilently]],
+        method: Method | None,
+        arrived: Arrival,
+        trail: Trail | None,
+    ) -> Reply | bytes | CloseSilently:
         async def work(side: Side) -> Reply | bytes | CloseSilently:
             if side is Side.LEGACY:
                 home = self._aliases.home
                 sent = body if home is None else self._aliases.text_inward(method, body, home)
                 if sent is not None:
-                    return await self._pass(tongue, method, sent, home, partial(relay, sent), arrived.deadline)
-            return await self._translate(tongue, body, side)
+                    if trail is not None:
+                        message = AS_CALLER if sent is body else SocketCall(tongue, sent)
+                        trail.asked(side, self._door, message)
+                    passing = _Passing(tongue, method, sent, home, arrived.deadline, trail)
+                    return await self._pass(passing, partial(relay, sent))
+            return await self._translate(tongue, body, side, trail)
 
         try:
             return await self._dispatch.run(arrived, work)
@@ -149,27 +199,31 @@ class SocketCalls(Generic[Reply]):
             return self._refused(tongue, body, defect(f"{self._service.name} at the {self._door} door", error))
 
     async def _pass(
-        self,
-        tongue: Tongue,
-        method: Method | None,
-        sent: bytes,
-        home: Home | None,
-        relay: Callable[[float | None], Awaitable[Reply | CloseSilently]],
-        deadline: float | None,
+        self, passing: _Passing, relay: Callable[[float | None], Awaitable[Reply | CloseSilently]]
     ) -> Reply | CloseSilently:
         """What the legacy daemon said to a call that passes as it came; could the bus carry it, is seen after."""
-        reply = await self.relay(method, deadline, relay)
+        tongue, method, sent, home, deadline, trail = passing
+        try:
+            reply = await self.relay(method, deadline, relay)
+        except Fault as fault:
+            if trail is not None:
+                trail.failed(fault)
+            raise
         if isinstance(reply, CloseSilently):
+            if trail is not None:
+                trail.answered(AS_CALLER)
             return reply
         said = body_of(reply)
         make = partial(round_trips.of_socket, self._service, self._on_bus, tongue, self._door, sent, said)
-        self._afterwards.offer(make, len(sent) + len(said))
-        if home is None or method is None:
-            return reply
-        try:
-            shown = await self._aliases.text_outward(method, sent, said, home)
-        except NotDurable as error:
-            raise not_kept(method, error) from None
+        self._afterwards.offer(make, len(sent) + len(said), trail)
+        shown = said
+        if home is not None and method is not None:
+            try:
+                shown = await self._aliases.text_outward(method, sent, said, home)
+            except NotDurable as error:
+                raise not_kept(method, error) from None
+        if trail is not None:
+            trail.answered(AS_CALLER if shown is said else SocketAnswer(tongue, said))
         return reply if shown is said else with_body(reply, shown)
 
     @staticmethod
@@ -201,6 +255,9 @@ class SocketCalls(Generic[Reply]):
         async def work(side: Side) -> Reply | CloseSilently | None:
             return refused if side is Side.BUS else await self.relay(None, arrived.deadline, relay)
 
+        trail = self._tap.came(self._door, PageCall(arrived.name), None)
+        if trail is not None:
+            trail.left(Nothing())
         try:
             return await self._dispatch.run(arrived, work)
         except Fault as fault:
@@ -233,7 +290,7 @@ class SocketCalls(Generic[Reply]):
             method = self._service.method_by_alias(name)
         return method
 
-    async def _translate(self, tongue: Tongue, body: bytes, side: Side) -> bytes | CloseSilently:
+    async def _translate(self, tongue: Tongue, body: bytes, side: Side, trail: Trail | None) -> bytes | CloseSilently:
         encoding, translation = tongue
         incoming = self._read_call(tongue, body)
         if incoming.method == LIST_METHODS and translation.dialect.has_aliases:
@@ -241,8 +298,9 @@ class SocketCalls(Generic[Reply]):
         method, arguments = self._read_arguments(tongue, incoming)
         form = translation.of(method)
         try:
-            value = await self._backends.ask(side, Call(method, arguments, self._door, deadline_of(method)))
-            self._afterwards.offer(partial(round_trips.of_bus, self._on_bus, method, arguments, value), len(body))
+            value = await self._backends.ask(side, Call(method, arguments, self._door, deadline_of(method), trail))
+            make = partial(round_trips.of_bus, self._on_bus, method, arguments, value)
+            self._afterwards.offer(make, len(body), trail)
             return encoding.write_success(incoming.reply_to, form.write_result(value))
         except CodecError as error:
             text = f"{method.name} was executed; its answer: {error}"
@@ -351,7 +409,7 @@ class HttpDoor:
             sent = request if body is request.body else replace(request, body=body)
             return await self._legacy().forward(sent, timeout=timeout, is_long_poll=timeout is None)
 
-        return self._reply(tongue, await self._calls.answer(tongue, request.body, relay))
+        return self._reply(tongue, await self._calls.answer(tongue, request, relay))
 
     async def answer_stream(self, stream: Stream) -> HttpReply | CloseSilently | None:
         """HTTP that is no call: relayed (None), or what the legacy daemon would say that knows no such page."""
@@ -405,7 +463,7 @@ class FramedSocket:
         async def relay(body: bytes, timeout: float | None) -> bytes:
             return await self._legacy().call(body, timeout=timeout, is_long_poll=timeout is None)
 
-        return await self._calls.answer(self._tongue, request.body, relay)
+        return await self._calls.answer(self._tongue, request, relay)
 
 
 def body_of(reply: HttpReply | bytes) -> bytes:

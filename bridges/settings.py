@@ -82,6 +82,16 @@ class ServiceSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class CaptureSettings:
+    """Where captures stand, and what they may take: in all, for how long, and of one message."""
+
+    directory: Path
+    total_bytes: int = 1024 << 20
+    age_seconds: float = 168 * 3600.0
+    body_bytes: int = 1024 << 10
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """All of the settings, checked. Paths are absolute."""
 
@@ -89,6 +99,7 @@ class Settings:
     xenstore_socket: str = "/var/run/xenstored/socket"
     state_directory: Path = Path("/var/lib/xcp-bridge")
     control_socket: Path = Path("/run/xcp-bridge/control")
+    capture: CaptureSettings = CaptureSettings(Path("/var/lib/xcp-bridge/captures"))
     services: dict[str, ServiceSettings] = field(default_factory=dict)
 
 
@@ -108,23 +119,34 @@ def parse(data: dict[str, Any], environment: dict[str, str]) -> Settings:
     problems: list[str] = []
     top = _Table("", data, problems)
     bus, store = top.table("bus"), top.table("xenstore")
-    state, control = top.table("state"), top.table("control")
+    state, control, capture = top.table("state"), top.table("control"), top.table("capture")
     services = top.table("services")
     address = bus.text("address", "unix:path=/run/xcp/bus")
+    directory = state.path("directory", Path("/var/lib/xcp-bridge"))
     settings = Settings(
         bus_address=environment.get("XCP_BUS_ADDRESS") or address,
         xenstore_socket=store.text("socket", "/var/run/xenstored/socket"),
-        state_directory=state.path("directory", Path("/var/lib/xcp-bridge")),
+        state_directory=directory,
         control_socket=control.path("socket", Path("/run/xcp-bridge/control")),
+        capture=_capture(capture, directory),
         services={name: _service(name, services.table(name)) for name in services.names()},
     )
-    for table in (top, bus, store, state, control):
+    for table in (top, bus, store, state, control, capture):
         table.refuse_the_rest()
     _refuse_shared_doors(settings, problems)
     _refuse_impossible_orders(settings, problems)
     if problems:
         raise SettingsError(problems)
     return settings
+
+
+def _capture(table: _Table, state: Path) -> CaptureSettings:
+    return CaptureSettings(
+        directory=table.path("directory", state / "captures"),
+        total_bytes=table.count("total_mib", 1024) << 20,
+        age_seconds=table.hours("age_hours", 168.0) * 3600,
+        body_bytes=table.count("body_kib", 1024) << 10,
+    )
 
 
 def _service(name: str, table: _Table) -> ServiceSettings:
@@ -331,6 +353,9 @@ class _Table:
                 found.append(Requirement(service, Stage(stage)))
         return tuple(found)
 
+    def count(self, key: str, default: int) -> int:
+        return int(self._read(key, default, "a whole number, 1 or more", _is_count))
+
     def hours(self, key: str, default: float) -> float:
         return float(self._read(key, default, "a number of hours, 0 or more", _is_hours))
 
@@ -348,6 +373,10 @@ class _Table:
             self.problem(key, f"expected {expected}, got {value!r}")
             return default
         return value
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 1 << 30
 
 
 def _is_hours(value: Any) -> bool:
