@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from enum import StrEnum
 from typing import Final
 
-from bridges import dbus_translation
-from bridges.backends import Backend, BusDaemon, LegacyOverDatagrams, LegacyOverSocket, LegacyOverXenstore
 from bridges.calls import Call, Door, Tagged, Value
-from bridges.faults import Fault, Kind
 from bridges.interfaces import model
+from bridges.reaching import NoSuchDoor, open_way
 from bridges.settings import ServiceSettings, Settings
 from bridges.tongues import Tongues
 from bridges.xmlrpc_values import Mismatch, Values
-from dbus_side.bus import Bus
-from dbus_side.errors import BusError
-from xenstore_rpc.connection import Store
-from xenstore_rpc.errors import XenstoreError
-from xenstore_rpc.rpc import Caller
-from xmlrpc_gateway.framed import FramedClient
 
 LABEL: Final = "xcp-bridge call"
 
@@ -55,11 +45,13 @@ async def ask(settings: Settings, service: str, method: str, arguments: list[str
     found = interface.method(method)
     if found is None:
         raise WrongCall(f"{service} has no method {method!r}; see xcp-bridge idl list")
-    tongues = Tongues(chosen)
-    values = read_arguments(tongues.frame().translation.values, found, arguments)
+    values = read_arguments(Tongues(chosen).frame().translation.values, found, arguments)
     deadline = time.monotonic() + (found.deadline or 300.0)
-    async with _backend(settings, chosen, interface, tongues, door) as backend:
-        return plain(await backend.ask(Call(found, values, Door(door.value), deadline)))
+    try:
+        async with open_way(settings, chosen, Door(door.value)) as way:
+            return plain(await way.backend.ask(Call(found, values, way.door, deadline)))
+    except NoSuchDoor as error:
+        raise WrongCall(str(error)) from None
 
 
 def read_arguments(read: Values, method: model.Method, arguments: list[str]) -> dict[str, Value]:
@@ -104,42 +96,3 @@ def plain(value: Value) -> object:
             return value.hex()
         case _:
             return value
-
-
-@asynccontextmanager
-async def _backend(
-    settings: Settings, service: ServiceSettings, interface: model.Service, tongues: Tongues, door: AskedDoor
-) -> AsyncIterator[Backend]:
-    match door:
-        case AskedDoor.BUS:
-            daemon = BusDaemon(service.name, dbus_translation.Translation(interface))
-            try:
-                daemon.bus = await Bus.connect(settings.bus_address)
-            except (BusError, OSError) as error:
-                raise Fault(Kind.UNAVAILABLE, str(error)) from None
-            try:
-                yield daemon
-            finally:
-                await daemon.bus.close()
-        case AskedDoor.HTTP if service.http is not None:
-            http = tongues.http_client(str(service.http.socket))
-            yield LegacyOverSocket(lambda: http, *tongues.call())
-            await http.close()
-        case AskedDoor.FRAMED if service.framed is not None:
-            framed = FramedClient(str(service.framed.socket))
-            yield LegacyOverSocket(lambda: framed, *tongues.frame())
-            await framed.close()
-        case AskedDoor.DATAGRAM if service.datagram is not None:
-            yield LegacyOverDatagrams(service.datagram)
-        case AskedDoor.XENSTORE if service.xenstore is not None:
-            store = Store(settings.xenstore_socket)
-            try:
-                await store.connect()
-            except (XenstoreError, OSError) as error:
-                raise Fault(Kind.UNAVAILABLE, f"xenstored {settings.xenstore_socket}: {error}") from None
-            try:
-                yield LegacyOverXenstore(Caller(store, service.xenstore), interface)
-            finally:
-                await store.close()
-        case _:
-            raise WrongCall(f"{service.name} has no {door} door in the settings")

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bridges import asking, checks, cli_cutover, cli_idl, cli_status, daemon, releasing
+from bridges import asking, checks, cli_capture, cli_cutover, cli_idl, cli_replay, cli_status, daemon, releasing
 from bridges.faults import Fault, Kind
 from bridges.state import StateError
 from bridges.terminal import NO, UNKNOWN, WRONG, JsonOption, SettingsOption, fail, out, print_json, report, settings_of
@@ -131,3 +131,5 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(cli_idl.idl, name="idl")
+app.add_typer(cli_capture.capture, name="capture")
+app.add_typer(cli_replay.replay, name="replay")

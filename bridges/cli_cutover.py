@@ -50,7 +50,7 @@ InDoubtOption = Annotated[
 ]
 
 
-def stage(  # noqa: PLR0913, PLR0917 -- one parameter for each option
+def stage(
     service: Annotated[str, typer.Argument(help="The service to move or look at.")],
     stage: Annotated[str | None, typer.Argument(help=f"One of {', '.join(cutover.LADDER)}.")] = None,
     reason: Annotated[str, typer.Option(help="Why; kept in the record of moves. Needed for a move.")] = "",

@@ -6,7 +6,7 @@ Three parts. `Memory` is the service itself: plain asynchronous functions. `Char
 under migration and the bridge: until it is told `Assume` the daemon neither asks for the service's name nor executes a
 write; told `Yield` it refuses further writes, finishes those it has, and leaves the name. `serve` puts both on the bus.
 With `--settled` it is no candidate: it owns the service's name from its start, as a daemon does whose migration is
-complete.
+complete. With `--sandbox` it says of itself that it may be driven with writes of a capture (`xcp-bridge replay`).
 
 State that must survive a move is kept where both daemons see it: reservations stay in the store, as decimal KiB under
 /squeezed/state/SESSION/RESERVATION, ids unchanged.
@@ -31,7 +31,7 @@ from dbus_side import names
 from dbus_side.bus import Bus, MethodCall, NameOutcome
 from dbus_side.errors import BusError, BusRefused
 from dbus_side.exported import ObjectTree
-from dbus_side.introspection import Interface, Method, from_xml
+from dbus_side.introspection import Interface, Method, Property, from_xml
 from dbus_side.signatures import Variant
 from xenstore_rpc.connection import Store, Transaction
 from xenstore_rpc.errors import StoreLost, StoreRefused, XenstoreError
@@ -39,6 +39,8 @@ from xenstore_rpc.errors import StoreLost, StoreRefused, XenstoreError
 SERVICE: Final = "squeezed"
 HOST_RESERVE_KIB: Final = 73728
 NO_LIMIT_KIB: Final = 1 << 30
+# Offered by a daemon that may be tried out: what it does harms nobody.
+SANDBOX: Final = Interface("org.xen.xcp.Sandbox1", properties=(Property("Sandbox", "b"),))
 
 
 class Fault(Exception):
@@ -267,6 +269,8 @@ async def serve(options: argparse.Namespace) -> int:
             objects = ObjectTree()
             if not options.settled:
                 objects.add(f"/org/xen/xcp/{SERVICE}", candidate, charge.answer, {"Epoch": lambda: charge.epoch})
+            if options.sandbox:
+                objects.add(f"/org/xen/xcp/{SERVICE}", SANDBOX, charge.answer, {"Sandbox": lambda: True})
             objects.add(names.object_path(SERVICE, "Memory"), memory, service.answer)
             bus.serve(objects.answer)
             name = names.service_name(SERVICE) if options.settled else names.candidate_name(SERVICE)
@@ -302,6 +306,7 @@ def main() -> None:
     parser.add_argument("--xenstore", default="/var/run/xenstored/socket")
     parser.add_argument("--host-kib", type=int, help="memory of the made-up host in KiB; without it there is no end")
     parser.add_argument("--settled", action="store_true", help="own the service's name at once: no bridge gives it")
+    parser.add_argument("--sandbox", action="store_true", help="say that writes of a capture may be sent here")
     parser.add_argument("--executions", type=Path, help="one line is appended for every call that is executed")
     parser.add_argument("--slow-ms", type=int, default=0, help="milliseconds that every call takes longer")
     try:

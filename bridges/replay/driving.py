@@ -1,0 +1,361 @@
+"""Recorded calls are sent to a target: each once, on the schedule of the recording, and judged.
+
+Open loop: exchange i is due at t0 + (due_i - due_0) / speed, or i / rate, on an absolute schedule, whatever became of
+those before it; a call waits besides for those that it must follow (`planning.Order`) and for its handles. Latency is
+measured from the due time: a target that stalls is not asked less for it. How late we were ourselves, beyond the due
+time and the end of what a call had to follow, is the lateness; a run that could not keep its schedule says so.
+
+Closed loop: so many workers, in the order of the recording, each sending when its last call is over. Their latency is
+measured from the send, so a stall hides the calls that were not made.
+
+What is bounded, and what full means
+    calls in memory   `AHEAD`: the capture is read no further, and calls behind come late, which counts
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Final, Protocol, TypeVar
+
+from bridges.backends import late
+from bridges.calls import Call, Door, Value
+from bridges.comparison import Outcome
+from bridges.faults import Fault, Kind
+from bridges.interfaces.model import Effect, Method
+from bridges.replay.bindings import Bindings, Unbound
+from bridges.replay.http_client import ON_THE_WAY
+from bridges.replay.pairs import Exchange
+from bridges.replay.planning import Order, Schedule, is_late
+from bridges.replay.results import Timing
+from bridges.replay.tallies import Histogram
+from bridges.replay.targets import Target
+
+LOG: Final = logging.getLogger("bridges.replay")
+
+AHEAD: Final = 10_000
+CHUNK: Final = 64  # records of a frame: what is read at a time
+SLICE: Final = 16  # exchanges planned before timers that are due get their turn
+GRACE: Final = 5.0
+HEAD_START: Final = 0.05  # seconds until the first call is due, to have those after it ready
+
+INTERRUPTED: Final = "interrupted"
+LONG_POLL: Final = "long poll"
+NOT_WRITTEN_DOWN: Final = "no such method"
+NOT_AT_THIS_DOOR: Final = "not at this door"
+OTHER_SERVICE: Final = "another service"
+WRITE: Final = "a write, without --allow-writes"
+
+T = TypeVar("T")
+Progress = Callable[[int], None]
+
+
+class Judge(Protocol):
+    """Who is told what became of each exchange: it was not sent, or it was answered after so many microseconds."""
+
+    def not_sent(self, exchange: Exchange, why: str) -> None: ...
+
+    def judge(self, exchange: Exchange, outcome: Outcome, us: int) -> object: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Drive:
+    """How it is sent. `rate` (calls/s) replaces the recorded schedule, `closed` (workers) all of it.
+
+    No call waits longer than `deadline` (seconds), whatever the interface gives it.
+    """
+
+    speed: float = 1.0
+    rate: float | None = None
+    closed: int | None = None
+    allow_writes: bool = False
+    deadline: float | None = None
+
+
+class _Sending:
+    """One call on its way: waiting for its time, for what it must follow, or for its answer."""
+
+    __slots__ = ("after", "due", "exchange", "is_over", "is_sent", "method", "over_at", "sent_at", "task", "timer")
+
+    def __init__(self, exchange: Exchange, method: Method, after: list[_Sending]) -> None:
+        self.exchange = exchange
+        self.method = method
+        self.after = after
+        self.due = 0.0
+        self.is_sent = False
+        self.sent_at = 0.0
+        self.is_over = asyncio.Event()
+        self.over_at = 0.0
+        self.timer: asyncio.TimerHandle | None = None
+        self.task: asyncio.Task[None] | None = None
+
+
+async def drive(
+    exchanges: Iterable[Exchange],
+    target: Target,
+    options: Drive,
+    judge: Judge,
+    bindings: Bindings,
+    order: Order,
+    progress: Progress,
+    stop: asyncio.Event,
+) -> Timing:
+    """Sends what may be sent and judges it; returns when all of it is over, or soon after `stop`.
+
+    `progress` is told how many exchanges are over. Reading `exchanges` is done in a thread; what it raises is raised
+    here, after the calls in flight were ended.
+    """
+    refusal = WRITE if not options.allow_writes else await target.declares_sandbox()
+    driver = _Driver(target, options, refusal, judge, bindings, order, progress)
+    return await driver.run(iter(exchanges), stop)
+
+
+class _Driver:
+    """One run."""
+
+    def __init__(
+        self,
+        target: Target,
+        options: Drive,
+        refusal: str | None,
+        judge: Judge,
+        bindings: Bindings,
+        order: Order,
+        progress: Progress,
+    ) -> None:
+        self._target = target
+        self._options = options
+        self._refusal = refusal
+        self._judge = judge
+        self._bindings = bindings
+        self._order = order
+        self._progress = progress
+        self._loop = asyncio.get_running_loop()
+        self._room = asyncio.Semaphore(options.closed or AHEAD)  # a worker is nothing but the right to have a call open
+        self._open: dict[int, _Sending] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._schedule = Schedule()
+        self._start: float | None = None
+        self._first_due = 0.0
+        self._admitted = 0
+        self._planned = 0.0
+        self._over = 0
+        self._defect: asyncio.Future[None] = self._loop.create_future()
+        self._lateness = Histogram()
+        self._service_time = Histogram()
+
+    async def run(self, exchanges: Iterator[Exchange], stop: asyncio.Event) -> Timing:
+        began = self._loop.time()
+        feeding = asyncio.create_task(self._feed(exchanges), name="replay")
+        stopping = asyncio.create_task(stop.wait(), name="replay is stopped")
+        try:
+            await asyncio.wait((feeding, stopping, self._defect), return_when=asyncio.FIRST_COMPLETED)
+            for each in (self._defect, feeding):
+                if each.done():
+                    await each
+        finally:
+            self._defect.cancel()
+            stopping.cancel()
+            feeding.cancel()
+            await asyncio.wait((feeding, stopping))
+            await self._end()
+        return self._timing(self._loop.time() - began)
+
+    async def _feed(self, exchanges: Iterator[Exchange]) -> None:
+        """Reads on as far as there is room, until all calls are over."""
+        while chunk := await _in_thread(lambda: list(islice(exchanges, CHUNK))):
+            for number, exchange in enumerate(chunk):
+                method = self._sendable(exchange)
+                if method is not None:
+                    await self._room.acquire()
+                    self._admit(exchange, method)
+                if number % SLICE == SLICE - 1:
+                    await asyncio.sleep(0)
+        await self._idle.wait()
+
+    def _sendable(self, exchange: Exchange) -> Method | None:
+        """The method to be called; what is not sent is counted."""
+        found = self._why_not(exchange)
+        if isinstance(found, Method):
+            return found
+        self._judge.not_sent(exchange, found)
+        self._count()
+        return None
+
+    def _why_not(self, exchange: Exchange) -> Method | str:
+        request = exchange.request
+        if request.service != self._target.interface.name:
+            return OTHER_SERVICE
+        method = self._target.interface.method(request.method)
+        if method is None:
+            return NOT_WRITTEN_DOWN
+        if method.deadline is None:
+            return LONG_POLL
+        if not _has_door(method, self._target.door):
+            return NOT_AT_THIS_DOOR
+        if self._refusal is not None and method.effect is Effect.WRITE:
+            return self._refusal
+        return method
+
+    def _admit(self, exchange: Exchange, method: Method) -> None:
+        seq = exchange.request.seq
+        waits = self._order.waits(exchange, method, self._target.interface)
+        after = [self._open[each] for each in waits if each in self._open]
+        sending = self._open[seq] = _Sending(exchange, method, after)
+        self._idle.clear()
+        if self._options.closed is None:
+            sending.due = self._due(exchange)
+            sending.timer = self._loop.call_at(sending.due, self._begin, sending)
+        else:
+            self._begin(sending)
+        self._admitted += 1
+
+    def _due(self, exchange: Exchange) -> float:
+        """When it is to be sent, on the loop's clock."""
+        rate = self._options.rate
+        at = self._admitted / rate if rate is not None else self._schedule.due(exchange) / self._options.speed
+        if self._start is None:
+            self._start, self._first_due = self._loop.time() + HEAD_START, at
+        self._planned = max(self._planned, at - self._first_due)
+        return self._start + at - self._first_due
+
+    def _begin(self, sending: _Sending) -> None:
+        sending.timer = None
+        sending.task = asyncio.create_task(self._carry_out(sending), name="replayed call")
+        sending.task.add_done_callback(self._look_for_defect)
+
+    def _look_for_defect(self, task: asyncio.Task[None]) -> None:
+        """What is no outcome of a call ends the run: nobody would know what the numbers stand for."""
+        if not task.cancelled() and (error := task.exception()) is not None and not self._defect.done():
+            self._defect.set_exception(error)
+
+    async def _carry_out(self, sending: _Sending) -> None:
+        try:
+            ready = sending.due
+            for earlier in sending.after:
+                await earlier.is_over.wait()
+                ready = max(ready, earlier.over_at)
+            await self._send(sending, ready)
+        except asyncio.CancelledError:
+            if not sending.is_sent:
+                self._judge.not_sent(sending.exchange, INTERRUPTED)
+            raise
+        finally:
+            self._finish(sending)
+
+    async def _send(self, sending: _Sending, ready: float) -> None:
+        exchange, method = sending.exchange, sending.method
+        interface = self._target.interface
+        try:
+            arguments = self._bindings.arguments(exchange, method, interface)
+        except Unbound as unbound:
+            self._judge.not_sent(exchange, unbound.why)
+            return
+        sending.is_sent = True
+        sending.sent_at = self._loop.time()
+        ON_THE_WAY.set(partial(self._note_sent, sending))
+        outcome = await self._ask(method, arguments)
+        answered = self._loop.time()
+        took = answered - sending.sent_at
+        self._service_time.add(_microseconds(took))
+        if self._options.closed is None:
+            self._lateness.add(_microseconds(sending.sent_at - ready))
+            took = answered - sending.due
+        if not isinstance(outcome, Fault):
+            self._bindings.learn(exchange, method, interface, outcome)
+        outcome = self._bindings.back(exchange, method, interface, outcome)
+        self._judge.judge(exchange, outcome, _microseconds(took))
+
+    def _note_sent(self, sending: _Sending) -> None:
+        sending.sent_at = self._loop.time()
+
+    async def _ask(self, method: Method, arguments: dict[str, Value]) -> Outcome:
+        """What the target answers, asked once. Cut off, a write may have been executed."""
+        assert method.deadline is not None
+        patience = method.deadline if self._options.deadline is None else min(method.deadline, self._options.deadline)
+        call = Call(method, arguments, self._target.door, time.monotonic() + patience)
+        try:
+            return await self._target.backend.ask(call)
+        except Fault as fault:
+            return fault
+        except asyncio.CancelledError:
+            return late(call, "the replay was stopped before the answer came")
+        except Exception:
+            LOG.exception("replay: %s %s", method.service, method.name)
+            return Fault(Kind.INTERNAL, f"{method.name}: a defect of replay, see the log")
+
+    def _finish(self, sending: _Sending) -> None:
+        sending.after = []  # or each call would keep all those before it
+        sending.over_at = self._loop.time()
+        sending.is_over.set()
+        del self._open[sending.exchange.request.seq]
+        self._order.over(sending.exchange.request.seq)
+        if not self._open:
+            self._idle.set()
+        self._room.release()
+        self._count()
+
+    def _count(self) -> None:
+        self._over += 1
+        self._progress(self._over)
+
+    async def _end(self) -> None:
+        """No call is begun any more; those that were sent are waited for, a little."""
+        tasks = [sending.task for sending in self._open.values() if sending.task is not None]
+        for sending in self._open.values():
+            if sending.timer is not None:
+                sending.timer.cancel()
+            elif not sending.is_sent and sending.task is not None:
+                sending.task.cancel()
+        if tasks:
+            _, unanswered = await asyncio.wait(tasks, timeout=GRACE)
+            for task in unanswered:
+                task.cancel()
+            await asyncio.wait(tasks)
+        for sending in tuple(self._open.values()):  # not begun, or in that moment
+            self._judge.not_sent(sending.exchange, INTERRUPTED)
+            self._finish(sending)
+
+    def _timing(self, took: float) -> Timing:
+        options, lateness = self._options, self._lateness.spread()
+        if options.closed is not None:
+            return Timing(mode="closed loop", workers=options.closed, took_seconds=took)
+        return Timing(
+            mode="open loop",
+            speed=options.speed if options.rate is None else 0.0,
+            rate=options.rate or 0.0,
+            planned_seconds=self._planned,
+            took_seconds=took,
+            lateness=lateness,
+            kept=not is_late(lateness, self._service_time.spread()),
+        )
+
+
+def _has_door(method: Method, door: Door) -> bool:
+    """Whether the method can be called at that door."""
+    if door is Door.BUS:
+        return True
+    if door is Door.XENSTORE:
+        return method.xenstore is not None
+    return door in method.doors if method.doors else door in (Door.HTTP, Door.FRAMED)
+
+
+def _microseconds(seconds: float) -> int:
+    return round(seconds * 1e6)
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """The result of blocking work. Cancelled, it still waits for the thread, which has the capture open."""
+    future = asyncio.get_running_loop().run_in_executor(None, work)
+    try:
+        return await asyncio.shield(future)
+    finally:
+        if not future.done():
+            await asyncio.wait([future])
+            future.exception()  # nobody else will look at it

@@ -1,0 +1,279 @@
+"""Whom recorded calls are sent to, and whether it says of itself that it is a sandbox.
+
+    bus                    the service's name on the settings' bus, or another name
+    legacy                 the door by which the settings reach the legacy daemon
+    bus:ADDRESS            the same on another bus
+    http:PATH              a Unix socket; http://HOST:PORT/ over TCP
+    framed:PATH            a Unix socket of frames
+    xenstore:SOCKET        the service's tree in the store behind that socket
+    datagram:@ADDRESS      an abstract address
+
+A target declares itself a sandbox in its own words: on the bus by the property `Sandbox` of org.xen.xcp.Sandbox1 at
+/org/xen/xcp/SERVICE, which the process answers that owns the name; for a socket by a file SOCKET.sandbox beside it; in
+the store by the node /TREE/sandbox with the value 1. TCP and datagrams have no such place: never a sandbox.
+"""
+
+from __future__ import annotations
+
+import re
+import stat
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import httpx
+
+from bridges.backends import Backend, BusDaemon
+from bridges.calls import Door
+from bridges.dbus_translation import Translation
+from bridges.faults import Fault, Kind
+from bridges.interfaces import model
+from bridges.reaching import NoSuchDoor, Way, open_way
+from bridges.replay.http_client import HttpxClient
+from bridges.settings import HttpDoorSettings, ServiceSettings, Settings, SocketSettings
+from dbus_side import introspection, names
+from dbus_side.bus import Bus
+from dbus_side.errors import BusError
+from dbus_side.signatures import Variant
+from xenstore_rpc.connection import Store
+from xenstore_rpc.errors import StoreRefused, XenstoreError
+
+SANDBOX: Final = introspection.Interface(
+    name="org.xen.xcp.Sandbox1", properties=(introspection.Property("Sandbox", "b", "read"),)
+)
+FORMS: Final = (
+    "bus, legacy, bus:ADDRESS, http:PATH, http://HOST:PORT/, framed:PATH, xenstore:SOCKET or datagram:@ADDRESS"
+)
+_PROPERTIES: Final = "org.freedesktop.DBus.Properties"
+_PATIENCE: Final = 10.0
+
+
+class WrongTarget(Exception):
+    """What was given names no target; the text says what was expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """An address as it was named, before anything is opened. `url` is where HTTP calls go over TCP."""
+
+    settings: Settings
+    service: ServiceSettings
+    door: Door
+    text: str
+    bus_name: str = ""
+    url: str | None = None
+
+    @property
+    def socket(self) -> Path:
+        """Of a socket door: its path."""
+        found = self.service.framed if self.door is Door.FRAMED else self.service.http
+        assert found is not None
+        return found.socket
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An open target. `description` is for the report.
+
+    `declares_sandbox` gives None when the target says that it is one, else why it counts as none.
+    """
+
+    backend: Backend
+    door: Door
+    interface: model.Service
+    description: str
+    declares_sandbox: Callable[[], Awaitable[str | None]]
+
+
+class _Process(BusDaemon):
+    """One process on the bus: whoever takes the name after it has not said that it is a sandbox, and is not driven."""
+
+    def __init__(self, bus: Bus, owner: str, interface: model.Service) -> None:
+        super().__init__(interface.name, Translation(interface))
+        self.bus = bus
+        self._name = owner
+
+
+@asynccontextmanager
+async def open_target(
+    settings: Settings | None,
+    service: str,
+    to: str,
+    *,
+    name: str | None = None,
+    tree: str | None = None,
+    dialect: str | None = None,
+) -> AsyncIterator[Target]:
+    """The target `to` of a service. `name` is another one on the bus (`org.xen.xcp.squeezed.Candidate`).
+
+    `tree` and `dialect` are those of the settings, else the service's own name and today's dialect. Raises WrongTarget,
+    and Fault UNAVAILABLE when nobody is there.
+    """
+    chosen = choose(settings, service, to, name=name, tree=tree, dialect=dialect)
+    _check_socket(chosen)
+    http_client = partial(_http_client, url=chosen.url)
+    try:
+        async with open_way(chosen.settings, chosen.service, chosen.door, http_client) as way:
+            yield await _target(chosen, way)
+    except NoSuchDoor as error:
+        raise WrongTarget(f"{to}: {error}") from None
+
+
+async def _target(chosen: Chosen, way: Way) -> Target:
+    backend = way.backend
+    interface = model.load_dialect(chosen.service.name, chosen.service.dialect)
+    if way.bus is not None:
+        owner = await _owner(way.bus, chosen.bus_name)
+        backend = _Process(way.bus, owner, interface)
+        declares = partial(_bus_declares, way.bus, owner, interface.name)
+    elif way.store is not None:
+        declares = partial(_tree_declares, way.store, f"/{chosen.service.xenstore}/sandbox")
+    else:
+        declares = partial(_file_declares, chosen)
+    return Target(backend, chosen.door, interface, chosen.text, declares)
+
+
+def choose(
+    settings: Settings | None,
+    service: str,
+    to: str,
+    *,
+    name: str | None = None,
+    tree: str | None = None,
+    dialect: str | None = None,
+) -> Chosen:
+    """What an address in one of the forms above means, with the parameters of `open_target`. Raises WrongTarget."""
+    return _choose(settings, _service(settings, service, tree, dialect), to, name)
+
+
+def _service(settings: Settings | None, name: str, tree: str | None, dialect: str | None) -> ServiceSettings:
+    """What is known of the service: its settings, else what holds without any."""
+    if name not in model.services():
+        raise WrongTarget(f"no interface is written down for {name!r}; known: {', '.join(model.services())}")
+    found = None if settings is None else settings.services.get(name)
+    if found is None:
+        found = ServiceSettings(name, dialect=model.dialects(name)[0])
+    if dialect is not None and dialect not in model.dialects(name):
+        raise WrongTarget(f"dialect: expected one of {', '.join(model.dialects(name))}, got {dialect!r}")
+    return replace(found, dialect=dialect or found.dialect, xenstore=tree or found.xenstore)
+
+
+def _choose(settings: Settings | None, service: ServiceSettings, to: str, name: str | None) -> Chosen:
+    form, colon, rest = to.partition(":")
+    if not colon and form in ("bus", "legacy") and settings is None:
+        raise WrongTarget(f"{to}: needs settings that say where that is; without them: {FORMS}")
+    if name is not None and form != "bus":
+        raise WrongTarget(f"{to}: a name is for targets on the bus, got {name!r}")
+    known = settings or Settings()
+    match form, rest:
+        case "bus", _ if rest or not colon:
+            known = replace(known, bus_address=rest) if rest else known
+            bus_name = name or names.service_name(service.name)
+            if not names.is_bus_name(bus_name):
+                raise WrongTarget(f"name: expected a bus name such as org.xen.xcp.{service.name}, got {bus_name!r}")
+            return Chosen(known, service, Door.BUS, f"{bus_name} on {known.bus_address}", bus_name)
+        case "legacy", "" if not colon:
+            if service.name not in known.services:
+                raise WrongTarget(f"{to}: the settings have no service {service.name!r}; without them: {FORMS}")
+            return _described(Chosen(known, service, Door(service.reach), to))
+        case "http", _ if rest.startswith("/"):
+            url = _url(to) if rest.startswith("//") else None
+            http = service.http or HttpDoorSettings(Path(), Path(), _format(service))
+            service = replace(service, http=replace(http, socket=Path(rest)))
+            return Chosen(known, service, Door.HTTP, to, url=url)
+        case "framed", _ if rest.startswith("/"):
+            return Chosen(known, replace(service, framed=SocketSettings(Path(rest), Path())), Door.FRAMED, to)
+        case "xenstore", _ if rest:
+            service = replace(service, xenstore=service.xenstore or service.name)
+            known = replace(known, xenstore_socket=rest)
+            return Chosen(known, service, Door.XENSTORE, f"/{service.xenstore} in {to}")
+        case "datagram", _ if re.fullmatch("@[!-~]{1,107}", rest):
+            return Chosen(known, replace(service, datagram=rest), Door.DATAGRAM, to)
+    raise WrongTarget(f"expected {FORMS}, got {to!r}")
+
+
+def _described(chosen: Chosen) -> Chosen:
+    """With words for the legacy door of the settings."""
+    service = chosen.service
+    match chosen.door:
+        case Door.XENSTORE:
+            text = f"/{service.xenstore} in xenstore:{chosen.settings.xenstore_socket}"
+        case Door.DATAGRAM:
+            text = f"datagram:{service.datagram}"
+        case _:
+            text = f"{chosen.door}:{chosen.socket}"
+    return replace(chosen, text=text)
+
+
+def _format(service: ServiceSettings) -> str:
+    return model.load_dialect(service.name, service.dialect).http_format
+
+
+def _url(text: str) -> str:
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL as error:
+        raise WrongTarget(f"expected http://HOST:PORT/, got {text!r}: {error}") from None
+    if not url.host or url.query or url.fragment or url.userinfo:
+        raise WrongTarget(f"expected http://HOST:PORT/, got {text!r}")
+    return str(url)
+
+
+def _http_client(service: ServiceSettings, http: HttpDoorSettings, *, url: str | None) -> HttpxClient:
+    """A client that POSTs where `Tongues.http_client` does: rpclib daemons are asked at the socket's path."""
+    if url is not None:
+        return HttpxClient(url)
+    at_xapi = "/jsonrpc" if http.format == "json" else "/"
+    page = at_xapi if service.dialect == "xenapi" else http.socket
+    return HttpxClient(f"http://localhost{page}", str(http.socket))
+
+
+def _check_socket(chosen: Chosen) -> None:
+    """Raises Fault UNAVAILABLE where no socket is: better once here than at every call."""
+    if chosen.url is not None or chosen.door not in (Door.HTTP, Door.FRAMED):
+        return
+    path = chosen.socket
+    try:
+        if not stat.S_ISSOCK(path.stat().st_mode):
+            raise Fault(Kind.UNAVAILABLE, f"{path} is no socket")
+    except OSError as error:
+        raise Fault(Kind.UNAVAILABLE, f"{path}: {error.strerror}") from None
+
+
+async def _owner(bus: Bus, name: str) -> str:
+    await bus.track_owner(name, lambda _owner: None)
+    owner = bus.owner(name)
+    if owner is None:
+        raise Fault(Kind.UNAVAILABLE, f"nobody owns {name} on the bus")
+    return owner
+
+
+async def _bus_declares(bus: Bus, owner: str, service: str) -> str | None:
+    path, asked = names.service_path(service), (SANDBOX.name, "Sandbox")
+    try:
+        reply = await bus.call(owner, path, _PROPERTIES, "Get", "ss", asked, timeout=_PATIENCE)
+    except BusError as error:
+        return f"the target does not say that it is a sandbox: {error}"
+    if reply.body == (Variant("b", True),):  # noqa: FBT003 -- the value of a property
+        return None
+    return "the target says that it is no sandbox"
+
+
+async def _tree_declares(store: Store, node: str) -> str | None:
+    try:
+        value = await store.read(node)
+    except StoreRefused:
+        return f"there is no node {node}"
+    except XenstoreError as error:
+        return f"{node} cannot be read: {error}"
+    return None if value == b"1" else f"{node}: expected 1, got {value[:20]!r}"
+
+
+async def _file_declares(chosen: Chosen) -> str | None:
+    if chosen.url is not None or chosen.door is Door.DATAGRAM:
+        return f"{chosen.text} has no place where it could say that it is a sandbox"
+    beside = Path(f"{chosen.socket}.sandbox")
+    return None if beside.exists() else f"there is no {beside}"  # noqa: ASYNC240 -- a look at a local directory
