@@ -145,7 +145,7 @@ def _row(path: Path, running: dict[str, Any]) -> dict[str, Any]:
         return row | {"records": running["records"], "state": state, "running": running}
     manifest = found.manifest
     if manifest is None or not manifest.closed:
-        return row | {"state": "being written" if found.is_being_written() else "not closed: the bridge was ended"}
+        return row | {"state": "being written" if found.is_being_written else "not closed: the bridge was ended"}
     missing = f"; {len(found.missing)} segments are missing" if found.missing else ""
     source = "" if found.headers[0].source == "bridge" else f", from {found.headers[0].source}"
     return row | {"records": sum(each.records for each in manifest.segments), "state": f"closed{source}{missing}"}

@@ -161,6 +161,10 @@ def _notes(name: str, service: Record) -> Iterator[tuple[str, Text]]:
         yield "held", Text("new calls wait until the move is over", style="yellow")
     if service.get("watching"):
         yield "watching", Text(service["watching"])
+    if under := service.get("capture"):
+        lost = "; " + tally({"lost": dict(under["lost"])}) if under["lost"] else ""
+        trouble = f"; {under['trouble']}" if under["trouble"] else ""
+        yield "capture", Text(f"into {under['name']}{lost}{trouble}", style="yellow" if lost or trouble else "")
     for member in ("comparison", "round_trips"):
         if any((counts := service.get(member, {})).values()):
             yield member.replace("_", " "), _compared(counts)

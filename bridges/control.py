@@ -60,7 +60,10 @@ class Control:
         self.on_change: Callable[[Receipt], None] | None = None
 
     def status(self) -> dict[str, dict[str, Any]]:
-        return {name: {**endpoints.status(), **self.farewell(name)} for name, endpoints in self._services.items()}
+        return {
+            name: {**endpoints.status(), **self._recorder.status_of(name), **self.farewell(name)}
+            for name, endpoints in self._services.items()
+        }
 
     def epoch(self, service: str) -> int:
         return self._find(service).situation.standing.epoch

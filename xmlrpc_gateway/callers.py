@@ -57,7 +57,7 @@ class Callers:
         wanted = {each.peer_inode: each for each in self._known.values() if each.pid is None}
         for peer, pid in self._owners({peer for peer in wanted if peer is not None}):
             found = wanted[peer]
-            self._known[found.inode] = replace(found, pid=pid, command=_command(pid))
+            self._known[found.inode] = replace(found, pid=pid, command=command_of(pid))
             self._remember(pid)
         return list(self._known.values())
 
@@ -103,7 +103,8 @@ def _held(processes: Iterable[int], wanted: set[int]) -> Iterator[tuple[int, int
                         yield inode, pid
 
 
-def _command(pid: int) -> str:
+def command_of(pid: int) -> str:
+    """The short name of a process's program; empty when it has ended."""
     try:
         return Path(f"/proc/{pid}/comm").read_text(errors="backslashreplace").rstrip("\n")
     except OSError:

@@ -50,7 +50,7 @@ _UNREAD_CALL: Final = "its call was not read, so nothing of it is kept"
 
 
 class Seen(NamedTuple):
-    """A request in one leg of a call; times in nanoseconds."""
+    """A request in one leg of a call; times in nanoseconds. `command` is the peer's, where it is a known process."""
 
     call: str
     leg: Leg
@@ -65,6 +65,7 @@ class Seen(NamedTuple):
     peer: Peer | str | None
     method: Method | None
     effect: str
+    command: str = ""
 
 
 class Heard(NamedTuple):
@@ -166,7 +167,7 @@ class Describer:
             stage=seen.stage,
             epoch=seen.epoch,
             conn=seen.conn,
-            peer=_peer(seen.peer, message),
+            peer=_peer(seen, message),
             size=message.size,
             **told,
         )
@@ -322,10 +323,11 @@ def _form(message: Asked | Answered, value: Any, *, is_changed: bool) -> _Form:
     return _Form(native, rewritten=True, note="" if is_changed else _LEFT_OUT)
 
 
-def _peer(peer: Peer | str | None, message: Message) -> dict[str, Any]:
-    match peer:
+def _peer(seen: Seen, message: Message) -> dict[str, Any]:
+    match peer := seen.peer:
         case Peer():
-            return {"uid": peer.uid, "pid": peer.pid}
+            known = {"uid": peer.uid, "pid": peer.pid}
+            return known | {"command": seen.command} if seen.command else known
         case None:
             return {"name": message.sender} if isinstance(message, BusCall) and message.sender else {}
     return {"name" if isinstance(message, BusCall) else "address": peer}

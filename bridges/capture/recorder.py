@@ -33,6 +33,8 @@ from bridges.dbus_translation import Translation
 from bridges.interfaces import model
 from bridges.interfaces.model import Service
 from bridges.pacing import Pace
+from xmlrpc_gateway.callers import command_of
+from xmlrpc_gateway.http_messages import Peer
 
 LOG: Final = logging.getLogger("bridges.capture")
 
@@ -214,6 +216,14 @@ class Recorder:
             "trouble": running.trouble,
         }
 
+    def status_of(self, service: str) -> dict[str, Any]:
+        """What the operator sees of one service, JSON-ready: nothing while it is not under capture."""
+        running = self._running
+        if running is None or not self._sources[service].tap.is_on:
+            return {}
+        lost = {why: count for (of, why), count in running.lost.items() if of in ("", service)}
+        return {"capture": {"name": running.directory.name, "lost": lost, "trouble": running.trouble}}
+
     # ---- the work
 
     async def run(self) -> None:
@@ -254,6 +264,8 @@ class Recorder:
                 times = str(event.ts), str(event.mono)
                 record = Flip(running.seq, *times, service, event.origin, event.target, event.epoch)
             elif isinstance(event, Seen):
+                if isinstance(event.peer, Peer):
+                    event = event._replace(command=command_of(event.peer.pid))
                 record = describer.request(event, running.seq)
             else:
                 record = describer.reply(event, running.seq)

@@ -34,7 +34,7 @@ from bridges.comparison import Outcome
 from bridges.faults import Fault
 from bridges.handles import Walk
 from bridges.interfaces.model import Effect, HandleForm, Method, Parameter, Service, bare
-from bridges.replay.pairs import Exchange, NotRecorded, answer_of
+from bridges.replay.pairs import FOR_THE_LOG, Exchange, NotRecorded, answer_of
 from bridges.xmlrpc_values import Mismatch
 
 KEPT: Final = 1 << 18  # handles; the ones used least recently are forgotten, and their consumers are unbound
@@ -158,7 +158,7 @@ class Bindings:
             arguments = place.walk(arguments, partial(self._consumed, service, place.place, place.kind))
         assert isinstance(arguments, dict)
         declared = {_first(place) for place in method.consumes}
-        redacted = {_first(path) for path in request.redacted} - declared - given.keys()
+        redacted = {_first(path) for path in request.redacted} - declared - given.keys() - FOR_THE_LOG
         for name in arguments.keys() - declared if has_references(service) else redacted:
             before = arguments.get(name)
             value = texts_changed(before, partial(self._mentioned, service, name))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 WINDOW: Final = 65536  # requests
 LEGS: Final = frozenset({Leg.CALLER, Leg.OBSERVED})  # a call as its caller saw it; the other legs repeat it
+FOR_THE_LOG: Final = frozenset({"debug_info", "dbg"})  # parameters: a text for the log of the daemon, and no more
 _SHOWN: Final = 20  # places of one kind of trouble
 
 # The bridge's own excuses: the daemon was not asked, or nobody knows what it answered.

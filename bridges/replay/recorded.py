@@ -22,10 +22,9 @@ from bridges.capture import records, typed
 from bridges.capture.records import Complete, Reply
 from bridges.faults import Fault, Kind
 from bridges.interfaces.model import Effect, Method, Service
-from bridges.replay.pairs import Exchange, NotRecorded, answer_of
+from bridges.replay.pairs import FOR_THE_LOG, Exchange, NotRecorded, answer_of
 
 LIMIT_BYTES: Final = 1 << 30
-FOR_THE_LOG: Final = frozenset({"debug_info", "dbg"})
 _STEP: Final = re.compile(r"\.?([^.\[\]{}]+)|\[([^\]]*)\]|\{([^}]*)\}")
 _encode: Final = msgspec.json.Encoder(order="sorted").encode
 

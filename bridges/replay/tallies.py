@@ -9,13 +9,13 @@ from bridges.capture.records import Request
 from bridges.replay.results import Spread
 
 OTHERS: Final = "(others)"  # what is counted together once there are too many names
-_EXACT_BITS: Final = 7
+_EXACT_BITS: Final = 8
 _SECOND: Final = 10**9  # nanoseconds
 T = TypeVar("T")
 
 
 class Histogram:
-    """A distribution of numbers that are not negative, exact below 128 and to a hundredth above."""
+    """A distribution of numbers that are not negative, exact below 256 and to a hundredth above."""
 
     def __init__(self) -> None:
         self._counts: dict[int, int] = {}

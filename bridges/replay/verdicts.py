@@ -114,6 +114,12 @@ class Judge:
         row.calls[found] += 1
         return found
 
+    def unanswered(self, exchange: Exchange, why: str) -> None:
+        """A call that was sent, and whose answer was not waited for."""
+        row = self._row(exchange)
+        add(row.incomplete, why)
+        row.calls[Judgement.INCOMPLETE] += 1
+
     def damage(self, text: str) -> None:
         """Something of the capture that cannot be read."""
         if len(self._damage) < DAMAGE:

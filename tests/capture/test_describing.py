@@ -352,7 +352,7 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("form", "failure", "fault"), FAULTS, ids=str)
+@pytest.mark.parametrize(("form", "failure", "fault"), FAULTS, ids=["xml", "json", "undeclared", "exception"])
 def test_failures_of_rpclib(form: Form, failure: Any, fault: records.Fault) -> None:
     """By code and typed arguments, or as they came."""
     call = framed(form, "delete_reservation", ["d", "svc", "r1"])

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
@@ -423,25 +423,41 @@ def test_untyped_values_are_searched_at_any_depth() -> None:
 # --- once found, found everywhere ------------------------------------------------------------------------------------
 
 
+SPACED = "hunter 2%&<é>\"'"
+
+
 @pytest.mark.parametrize(
     "written",
-    [PASSWORD, quote(PASSWORD, safe=""), json.dumps(PASSWORD)[1:-1], "hunter2-%&amp;&lt;é&gt;&quot;&apos;"],
+    [
+        SPACED,
+        quote(SPACED, safe=""),
+        quote_plus(SPACED),
+        json.dumps(SPACED)[1:-1],
+        json.dumps(SPACED, ensure_ascii=False)[1:-1],
+        "hunter 2%&amp;&lt;é&gt;\"'",
+        "hunter 2%&amp;&lt;é&gt;&quot;&apos;",
+    ],
 )
 def test_a_secret_of_the_arguments_is_found_in_the_answer(written: str) -> None:
+    """In the forms in which an answer may repeat it."""
     service, login = method("xapi", "session.login_with_password")
-    secrets = arguments("xapi", "session.login_with_password", uname="root", pwd=PASSWORD).secrets
-    fault = Fault(
-        Kind.DECLARED,
-        f"FAILED: root, no {written} here",
-        code="SESSION_AUTHENTICATION_FAILED",
-        argument=["root", written],
-    )
+    secrets = arguments("xapi", "session.login_with_password", uname="root", pwd=SPACED).secrets
+    code = "SESSION_AUTHENTICATION_FAILED"
+    fault = Fault(Kind.DECLARED, f"{code}: root, no {written} here", code=code, argument=["root", written])
     found, paths = REDACTOR.fault(service, login, fault, secrets)
-    assert found.text == "FAILED: root, no (secret) here"
+    assert found.text == f"{code}: root, no (secret) here"
     assert found.argument == ["root", SECRET]
     assert (found.code, found.kind) == (fault.code, fault.kind)
     assert paths == ["fault.text", "fault.argument[*]"]
     assert REDACTOR.text(f"a {written} b", secrets) == "a (secret) b"
+
+
+def test_keys_of_maps_are_texts_too() -> None:
+    known = frozenset({SESSION, PASSWORD})
+    found = result("xapi", "VM.get_all_records", {SESSION: {}, VM: {}}, known)
+    assert (found.value, found.paths) == ({TOKEN: {}, VM: {}}, ["result{#}"])
+    found = result("xapi", "task.get_other_config", {f"a {PASSWORD}": "1", f"of {SESSION}": "2", "b": "3"}, known)
+    assert (found.value, found.paths) == ({"a (secret)": "1", f"of {TOKEN}": "2", "b": "3"}, ["result{#}"])
 
 
 def test_a_secret_is_found_in_what_came_before_it() -> None:

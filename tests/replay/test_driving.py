@@ -20,7 +20,7 @@ from bridges.replay.driving import Drive, drive
 from bridges.replay.pairs import Exchange
 from bridges.replay.planning import Order
 from bridges.replay.results import Timing
-from bridges.replay.targets import Target
+from bridges.replay.targets import Target, WrongTarget
 from tests.replay.exchanged import exchange
 
 READ, WRITE = "get_host_reserved_memory", "balance_memory"
@@ -44,6 +44,11 @@ class Notes:
         assert exchange.request.seq not in self.why.keys() | self.outcomes.keys()
         self.outcomes[exchange.request.seq] = outcome
         self.us[exchange.request.seq] = us
+
+    def unanswered(self, exchange: Exchange, why: str) -> None:
+        assert exchange.request.seq not in self.why.keys() | self.outcomes.keys()
+        assert why == driving.CUT_OFF
+        self.outcomes[exchange.request.seq] = why
 
     def note(self, over: int) -> None:
         self.over = over
@@ -150,7 +155,6 @@ async def test_a_caller_waits_for_its_answer() -> None:
 
 PERMISSIONS = [
     ({}, None, driving.WRITE),
-    ({"allow_writes": True}, "there is no /m.sandbox", "there is no /m.sandbox"),
     ({"allow_writes": True}, None, None),
     ({}, "there is no /m.sandbox", driving.WRITE),
 ]
@@ -158,12 +162,19 @@ PERMISSIONS = [
 
 @pytest.mark.parametrize(("options", "sandbox", "why"), PERMISSIONS)
 async def test_writes_need_two_permissions(options: dict[str, bool], sandbox: str | None, why: str | None) -> None:
-    """The operator's and the target's own; else reads alone are sent, and the rest is counted with why."""
+    """The operator's and the target's own: without the first reads alone are sent, and the rest is counted."""
     calls = [*reads(2, 0), exchange("squeezed", WRITE, {"debug_info": "w"}, None)]
     daemon = Daemon()
     notes, _ = await run(calls, daemon, sandbox=sandbox, **options)
     assert notes.reasons == ({} if why is None else {why: 1})
     assert daemon.asked("debug_info") == (["0", "1"] if why else ["0", "1", "w"])
+
+
+async def test_nothing_is_sent_where_writes_were_meant_for_no_sandbox() -> None:
+    daemon = Daemon()
+    with pytest.raises(WrongTarget, match="no writes may be sent to here"):
+        await run(reads(2, 0), daemon, sandbox="there is no /m.sandbox", allow_writes=True)
+    assert not daemon.calls
 
 
 async def test_what_cannot_be_sent_is_counted() -> None:
@@ -265,12 +276,11 @@ async def test_stopped_half_way(monkeypatch: pytest.MonkeyPatch) -> None:
     daemon = Daemon(answer)
     notes, _ = await run(calls, daemon, allow_writes=True, stop=stop)
     assert sorted(map(str, daemon.asked("debug_info"))) == ["last", "never", "slow"]
-    assert notes.reasons == {driving.INTERRUPTED: 6}
+    assert notes.why == {calls[1].request.seq: driving.INTERRUPTED}  # those of the next minute were not looked at yet
     slow, _, never, last = (notes.outcomes.get(call.request.seq) for call in calls[:4])
     assert (slow, last) == (7, 7)
-    assert isinstance(never, Fault)
-    assert never.kind is Kind.IN_DOUBT
-    assert notes.over == len(calls)
+    assert never == driving.CUT_OFF
+    assert notes.over == 4
     assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("replay")]
 
 

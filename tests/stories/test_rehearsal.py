@@ -132,6 +132,12 @@ async def test_what_passed_in_relay_is_replayed(relayed: Callers, laboratory: La
     page, xml, masks = (host.path(name) for name in ("report.html", "report.xml", "masks.toml"))
     masks.write_text(MASKS)
     reports = ["--allow-writes", "--masks", str(masks), "--html", str(page), "--junit", str(xml)]
+    async with laboratory.squeezed("examples/squeezed_on_bus.py"):
+        target = f"bus:{laboratory.bus.address}"
+        code, output, errors = await host.cli("replay", "drive", "monday", "--to", target, "--allow-writes")
+    assert (code, output) == (2, "")
+    assert "no writes may be sent to org.xen.xcp.squeezed" in errors
+
     async with laboratory.squeezed("examples/squeezed_on_bus.py", "--sandbox"):
         code, result = await drive(*reports)
     assert (code, result["verdict"]) == (0, "PASS"), result["reasons"]
