@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -192,11 +193,12 @@ def show(
 def _print_leg(shown: showing.Shown) -> None:
     request, reply = shown.request, shown.reply
     time = datetime.fromtimestamp(int(request.ts) / 1e9, UTC)
-    took = "" if reply is None else f"{reply.us / 1000:.1f} ms"
+    # What was observed is told in one moment, when it is over.
+    took = "" if reply is None or request.leg is Leg.OBSERVED else f"{reply.us / 1000:.1f} ms"
     side = reply.side if reply is not None else request.side
     where = f"{request.service} {showing.leg_text(request)}"
     text = f"{showing.call_text(request)} -> {showing.outcome_text(reply)}"
-    out.print(f"{time:%H:%M:%S.%f}  {where:<24}  {side:<6}  {took:>10}  {text}", soft_wrap=True, markup=False)
+    out.print(f"{time:%H:%M:%S.%f}  {where:<26}  {side:<6}  {took:>10}  {text}", soft_wrap=True, markup=False)
 
 
 @capture.command()
@@ -259,7 +261,7 @@ def _leaks(found: Capture, canary: str | None, *, secrets: bool) -> list[str]:
 
 @capture.command("import")
 def import_(
-    file: Annotated[Path, typer.Argument(help="What to import.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What to import.")],
     source: Annotated[
         Source | None, typer.Option("--from", help="What it is; else its first bytes say it.", show_default=False)
     ] = None,
@@ -316,6 +318,9 @@ def export(
                         file.write(f"{line}\n".encode())
                 case Form.LINES:
                     exporting.lines(records, file)
+    except BrokenPipeError:  # whoever reads it has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(NO) from None
     except OSError as error:
         fail(WRONG, f"{output}: cannot be written: {error.strerror or error}")
     for note in notes:

@@ -75,10 +75,12 @@ class _Chart:
         if (ends := self._arrows.pop(record.re, None)) is None:
             return
         origin, target = ends
-        said = record.outcome
+        said, failed = record.outcome, record.outcome == records.CLOSED
         if record.fault is not None:
-            said = record.fault.code or record.fault.kind
-        arrow = "-->>" if record.outcome == records.ANSWERED else "--x"
+            said, failed = record.fault.code or record.fault.kind, True
+        elif record.note == records.AS_CALLERS:
+            said = record.note
+        arrow = "--x" if failed else "-->>"
         yield f"    {target}{arrow}{origin}: {_text(f'{said}, {record.us / 1000:g} ms')}"
 
     def event(self, record: Flip | Lost) -> Iterator[str]:

@@ -43,7 +43,6 @@ OPEN_LIMIT: Final = 65536
 BODY_LIMIT: Final = 1024 * 1024
 _NAME_CHARACTERS: Final = 100
 _FAULT: Final = "fault"
-_AS_CALLER: Final = "as the caller's"
 _LEFT_OUT: Final = "what the interface does not read was left out"
 _NOT_ANEW: Final = "its native form cannot be written from what is kept"
 _UNREAD_CALL: Final = "its call was not read, so nothing of it is kept"
@@ -174,7 +173,7 @@ class Describer:
 
     def _read_request(self, call: _Call, reader: LegReader, message: Message) -> dict[str, Any]:
         if isinstance(message, AsCaller):
-            return {"note": _AS_CALLER}
+            return {"note": records.AS_CALLERS}
         if message.size > self._body_limit:
             call.hidden = True
             return {"complete": Complete.CUT}
@@ -241,7 +240,7 @@ class Describer:
         try:
             match message:
                 case AsCaller():
-                    return {"outcome": UNKNOWN, "note": _AS_CALLER}
+                    return {"outcome": UNKNOWN, "note": records.AS_CALLERS}
                 case Nothing() if leg.door is Door.DATAGRAM and reader.method is not None:
                     return {"outcome": ANSWERED}
                 case Nothing():

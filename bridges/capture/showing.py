@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from bridges.capture.records import ANSWERED, Complete, Fault, Leg, Record, Reply, Request
+from bridges.capture.records import ANSWERED, AS_CALLERS, Complete, Fault, Leg, Record, Reply, Request
 from bridges.capture.store import Place
 
 OPEN_LIMIT: Final = 65536
@@ -77,6 +77,8 @@ def legs(found: Iterable[tuple[Place, Record]]) -> Iterator[Shown]:
 def call_text(request: Request) -> str:
     """`METHOD(ARG=VALUE, ...)`; what could not be read is told in its place."""
     name = request.method or request.name or "?"
+    if request.note == AS_CALLERS:
+        return f"{name}({AS_CALLERS})"
     if request.arguments is None:
         return f"{name}(? {request.note or request.complete})"
     return cut(f"{name}({', '.join(f'{key}={_json(value)}' for key, value in request.arguments.items())})")
@@ -90,7 +92,7 @@ def outcome_text(reply: Reply | None) -> str:
         code = f" {reply.fault.code}" if reply.fault.code else ""
         return cut(f"{reply.fault.kind}{code}: {reply.fault.text}")
     if reply.outcome != ANSWERED:
-        return reply.outcome
+        return reply.note or reply.outcome
     if reply.complete is not Complete.COMPLETE or (reply.result is None and reply.note):
         return f"? {reply.note or reply.complete}"
     return cut(_json(reply.result))

@@ -1,11 +1,10 @@
-"""The result of a replay and what lint found, as tables for a terminal."""
+"""The result of a replay and what lint found, as tables for a terminal: what fits there, `--json` has the rest."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -19,15 +18,16 @@ _OUTCOMES: Final = {Outcome.CLEAN: "green", Outcome.WRONG: "red", Outcome.EMPTY:
 _LEVELS: Final = {Level.WRONG: "red", Level.WARNING: "yellow", Level.NOTE: ""}
 _SHOWN: Final = 20  # rows of lint's tables of methods and callers; `--json` and the page have all
 _FINDINGS: Final = 10  # of a kind
+_WIDE: Final = 30  # characters of a name that stand in one line
 
 
 def table(result: Result) -> list[RenderableType]:
     """The methods, what differed, what was not sent, the masks that say something, the timing; the verdict last."""
     shown: list[RenderableType] = []
     if result.methods:
-        shown.append(_methods(result))
+        shown += [_methods(result), Text()]
     if any(row.fields for row in result.methods):
-        shown.append(_fields(result))
+        shown += [_fields(result), Text()]
     not_sent = {why for row in result.methods for why in row.not_sent}
     for why in sorted(not_sent):
         calls = {f"{row.service} {row.method}": row.not_sent[why] for row in result.methods if why in row.not_sent}
@@ -47,7 +47,13 @@ def lint_table(report: LintReport) -> list[RenderableType]:
     """The services, callers and methods that call most, what was found; the verdict last."""
     shown: list[RenderableType] = []
     if report.calls:
-        shown += [_services(report), _callers(report), _lint_methods(report)]
+        for each in (_services(report), _callers(report), _lint_methods(report)):
+            shown += [each, Text()]
+        shown += [
+            _text(f"faults of {row.service} {row.method}: {words.shares(row.faults)}")
+            for row in report.methods[:_SHOWN]
+            if row.faults
+        ]
     for kind in dict.fromkeys(finding.kind for finding in report.findings):
         meaning = KINDS[kind]
         line = Text.assemble((str(meaning.level), _LEVELS[meaning.level]), f"  {kind}: {meaning.text}")
@@ -58,29 +64,33 @@ def lint_table(report: LintReport) -> list[RenderableType]:
 
 
 def _methods(result: Result) -> Table:
-    columns = "recorded", "sent", "same", "masked", "different", "not comparable", "not sent", "p50 then", "p50 now"
-    grid = _grid(("method",), (*columns, "p99 then", "p99 now"))
+    name = _namer(row.service for row in result.methods)
+    rows = []
     for row in sorted(result.methods, key=lambda row: (-row.different, -row.incomplete, -row.recorded)):
-        counts = row.recorded, row.sent, row.same, row.masked, row.different, row.incomplete, sum(row.not_sent.values())
+        counts = row.sent, row.same, row.masked, row.different, row.incomplete, sum(row.not_sent.values())
         then, now = row.took_then, row.took_now
-        times = ((then.count, then.p50), (now.count, now.p50), (then.count, then.p99), (now.count, now.p99))
-        cells = [words.count(number) for number in counts]
+        times = ((then.count, then.p50), (now.count, now.p50))
+        cells = [name(row.service, row.method), *map(words.count, counts)]
         cells += [words.duration(time) if count else "" for count, time in times]
-        grid.add_row(*map(_text, (f"{row.service} {row.method}", *cells)), style="red" if row.different else "")
-    return grid
+        rows.append((cells, "red" if row.different else ""))
+    columns = "sent", "same", "masked", "different", "not comparable", "not sent", "p50 then", "p50 now"
+    return _grid(("method",), columns, (), rows)
 
 
 def _fields(result: Result) -> Table:
-    grid = _grid(("method", "field", "recorded", "replayed"), ("times", "record"))
-    for row in result.methods:
-        for field in row.fields:
-            texts = f"{row.service} {row.method}", field.path, field.recorded, field.replayed
-            grid.add_row(*map(_text, (*texts, words.count(field.count), str(field.seq))))
-    return grid
+    name = _namer(row.service for row in result.methods)
+    rows = [
+        ([name(row.service, row.method), f.path, f.recorded, f.replayed, words.count(f.count), str(f.seq)], "")
+        for row in result.methods
+        for f in row.fields
+    ]
+    return _grid(("method", "field", "recorded", "replayed"), ("times", "record"), (), rows)
 
 
 def _timing(timing: Timing) -> str:
     took = f"{timing.mode}, took {words.span(timing.took_seconds)}"
+    if timing.workers:
+        took = f"{timing.mode} of {timing.workers}, which measures no latency, took {words.span(timing.took_seconds)}"
     if timing.planned_seconds:
         took += f" of {words.span(timing.planned_seconds)} planned"
     late = timing.lateness
@@ -90,34 +100,38 @@ def _timing(timing: Timing) -> str:
 
 
 def _services(report: LintReport) -> Table:
-    grid = _grid(("service",), ("calls", "rate", "busiest second", "reads", "writes"), ("doors", "interface"))
+    rows = []
     for row in report.services:
         flow = row.traffic
         counts = words.count(flow.calls), words.rate(flow.per_second), words.count(flow.busiest_second)
         effects = words.count(row.reads), words.count(row.writes)
-        grid.add_row(*map(_text, (row.service, *counts, *effects, words.shares(row.doors), row.interface)))
-    return grid
+        rows.append(([row.service, *counts, *effects, words.shares(row.doors), row.interface], ""))
+    numbers = "calls", "rate", "busiest second", "reads", "writes"
+    return _grid(("service",), numbers, ("doors", "interface"), rows)
 
 
 def _callers(report: LintReport) -> Table:
-    grid = _grid(("caller",), ("calls", "connections"), ("services",))
-    for row in report.callers[:_SHOWN]:
-        cells = row.caller, words.count(row.calls), words.count(row.connections), words.shares(row.services)
-        grid.add_row(*map(_text, cells))
+    rows = [
+        ([row.caller, words.count(row.calls), words.count(row.connections), words.shares(row.services)], "")
+        for row in report.callers[:_SHOWN]
+    ]
+    grid = _grid(("caller",), ("calls", "connections"), ("services",), rows)
     _tell_rest(grid, len(report.callers), "caller")
     return grid
 
 
 def _lint_methods(report: LintReport) -> Table:
-    numbers = "calls", "rate", "carried", "with loss", "not carried", "cannot tell", "request", "reply", "p50", "p99"
-    grid = _grid(("method",), numbers, ("faults",))
+    name = _namer(row.service for row in report.methods)
+    rows = []
     for row in report.methods[:_SHOWN]:
         told = (words.count(number) for number in (row.carried, row.lossy, row.not_carried, row.untold))
-        sizes = (words.size(spread.p50) if spread.count else "" for spread in (row.request, row.reply))
-        times = (words.duration(time) if row.took.count else "" for time in (row.took.p50, row.took.p99))
+        size = words.size(row.request.p50) if row.request.count else ""
+        took = words.duration(row.took.p50) if row.took.count else ""
         flow = words.count(row.traffic.calls), words.rate(row.traffic.per_second)
-        cells = (f"{row.service} {row.method}", *flow, *told, *sizes, *times, words.shares(row.faults))
-        grid.add_row(*map(_text, cells), style="red" if row.lossy or row.not_carried else "")
+        cells = [name(row.service, row.method), *flow, *told, size, took]
+        rows.append((cells, "red" if row.lossy or row.not_carried else ""))
+    numbers = "calls", "rate", "carried", "with loss", "not carried", "cannot tell", "size", "p50"
+    grid = _grid(("method",), numbers, (), rows)
     _tell_rest(grid, len(report.methods), "method")
     return grid
 
@@ -137,14 +151,32 @@ def _verdict(word: str, colour: str, sentences: Iterable[str]) -> list[Renderabl
     return [_text(word, f"bold {colour}"), *(_text(f"  {sentence}") for sentence in sentences)]
 
 
-def _grid(texts: Iterable[str], numbers: Iterable[str], more: Iterable[str] = ()) -> Table:
-    grid = Table(box=box.SIMPLE, header_style="", pad_edge=False)
-    for label in texts:
-        grid.add_column(label, overflow="fold")
-    for label in numbers:
-        grid.add_column(label, justify="right")
-    for label in more:
-        grid.add_column(label, overflow="fold")
+def _namer(services: Iterable[str]) -> Callable[[str, str], str]:
+    """How methods are called in a table: the service goes without saying where there is one."""
+    only = len(set(services)) == 1
+    return lambda service, method: method if only else f"{service} {method}"
+
+
+def _grid(
+    texts: Sequence[str], numbers: Sequence[str], more: Sequence[str], rows: Sequence[tuple[Sequence[str], str]]
+) -> Table:
+    """A table, each row with its style; a number that is nothing in all rows has no column."""
+    labels = (*texts, *numbers, *more)
+    last = len(texts) + len(numbers)
+    wanted = [
+        place
+        for place in range(len(labels))
+        if not len(texts) <= place < last or any(cells[place] not in ("", "0") for cells, _ in rows)
+    ]
+    grid = Table(box=None, header_style="bold", pad_edge=False)
+    for place in wanted:
+        if len(texts) <= place < last:
+            grid.add_column(labels[place], justify="right", min_width=max(len(cells[place]) for cells, _ in rows))
+        else:
+            longest = max((len(cells[place]) for cells, _ in rows), default=0)
+            grid.add_column(labels[place], overflow="fold", min_width=min(longest, _WIDE if place == 0 else 0))
+    for cells, style in rows:
+        grid.add_row(*(_text(cells[place]) for place in wanted), style=style)
     return grid
 
 
