@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import re
 from functools import partial
 from typing import Final
 
@@ -16,6 +17,7 @@ from bridges import dbus_translation, round_trips, xenstore_translation
 from bridges.afterwards import Afterwards
 from bridges.backends import Backend
 from bridges.calls import Call, Door, Side, Value
+from bridges.capture import rules
 from bridges.capture.messages import BusAnswer, BusCall, BusFailure, DatagramCall, Nothing, StoreAnswer, StoreCall
 from bridges.capture.taps import Tap, Trail
 from bridges.dispatch import Dispatch, arrival
@@ -31,6 +33,20 @@ from xenstore_rpc.records import EXCEPTION, Request, Response, error_response
 
 LOG: Final = logging.getLogger("bridges.doors")
 _ids: Final = itertools.count(1)
+# Of our own words what stands in quotes is a caller's or a daemon's, to the end: it may have quotes in it.
+_QUOTED: Final = re.compile(r"""(?<!\w)b?["'].*""", re.DOTALL)
+
+
+def harmless(text: str) -> str:
+    """A text of a refusal as it may stand in the log: what it quotes, and what else looks like a secret, is left out."""
+    return _QUOTED.sub(rules.SECRET, rules.without_secrets(text, lambda _: rules.SECRET, set()))
+
+
+def for_the_log(fault: Fault) -> str:
+    """A fault as it may stand in the log: a service's own error has its declared code, not its words."""
+    if fault.kind in (Kind.DECLARED, Kind.UNDECLARED):
+        return f"{fault.kind}: {fault.code}" if fault.kind is Kind.DECLARED else str(fault.kind)
+    return harmless(fault.sentence)
 
 
 def defect(where: str, error: Exception) -> Fault:
@@ -204,7 +220,7 @@ class XenstoreDoor:
             )
             return response(value)
         except Fault as fault:
-            LOG.info("%s %s at the xenstore door: %s", self._service.name, name, fault.sentence)
+            LOG.info("%s %s at the xenstore door: %s", self._service.name, name, for_the_log(fault))
             return xenstore_translation.write_fault(self._service, arguments, fault)
         except Exception as error:
             unexpected = defect(f"{self._service.name} {name} at the xenstore door", error)
@@ -244,13 +260,13 @@ class DatagramDoor:
         if trail is not None:
             trail.left(Nothing())
         if method is None:
-            LOG.warning("%s: unknown command %r at the datagram door", self._service.name, text[:100])
+            LOG.warning("%s: unknown command of %d bytes at the datagram door", self._service.name, len(payload))
             return
         arrived = arrival(Door.DATAGRAM, method)
         call = Call(method, {}, Door.DATAGRAM, arrived.deadline, trail)
         try:
             await self._dispatch.run(arrived, lambda side: self._backends.ask(side, call))
         except Fault as fault:
-            LOG.warning("%s %s at the datagram door: %s", self._service.name, text, fault.sentence)
+            LOG.warning("%s %s at the datagram door: %s", self._service.name, text, for_the_log(fault))
         except Exception as error:
             defect(f"{self._service.name} {text} at the datagram door", error)

@@ -30,7 +30,7 @@ from bridges.capture.messages import (
 )
 from bridges.capture.taps import Tap, Trail
 from bridges.dispatch import Arrival, Dispatch, arrival, deadline_of
-from bridges.doors import Backends, defect, not_kept
+from bridges.doors import Backends, defect, for_the_log, harmless, not_kept
 from bridges.durable import NotDurable
 from bridges.faults import Fault, Kind
 from bridges.handles import Home
@@ -191,7 +191,7 @@ class SocketCalls(Generic[Reply]):
         try:
             return await self._dispatch.run(arrived, work)
         except Fault as fault:
-            LOG.info("%s at the %s door: %s", self._service.name, self._door, fault.sentence)
+            LOG.info("%s at the %s door: %s", self._service.name, self._door, for_the_log(fault))
             if not isinstance(fault, _Said):
                 return self._refused(tongue, body, fault)
             return self._unreadable if fault.reply is None else fault.reply
@@ -261,7 +261,7 @@ class SocketCalls(Generic[Reply]):
         try:
             return await self._dispatch.run(arrived, work)
         except Fault as fault:
-            LOG.info("%s: a stream at the %s door: %s", self._service.name, self._door, fault.sentence)
+            LOG.info("%s: a stream at the %s door: %s", self._service.name, self._door, for_the_log(fault))
             return unreachable
         except Exception as error:
             defect(f"{self._service.name}: a stream at the {self._door} door", error)
@@ -273,7 +273,7 @@ class SocketCalls(Generic[Reply]):
 
     def too_large(self, tongue: Tongue, text: str) -> bytes | CloseSilently:
         """The reply to a body over the limit, which was never read."""
-        LOG.info("%s at the %s door: %s", self._service.name, self._door, text)
+        LOG.info("%s at the %s door: %s", self._service.name, self._door, harmless(text))
         return self._refused(tongue, b"", Fault(Kind.INVALID_ARGUMENT, text))
 
     def _name_in(self, tongue: Tongue, body: bytes) -> str:

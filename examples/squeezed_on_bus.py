@@ -31,7 +31,7 @@ from dbus_side import names
 from dbus_side.bus import Bus, MethodCall, NameOutcome
 from dbus_side.errors import BusError, BusRefused
 from dbus_side.exported import ObjectTree
-from dbus_side.introspection import Interface, Method, Property, from_xml
+from dbus_side.introspection import Interface, Method, from_xml
 from dbus_side.signatures import Variant
 from xenstore_rpc.connection import Store, Transaction
 from xenstore_rpc.errors import StoreLost, StoreRefused, XenstoreError
@@ -40,7 +40,6 @@ SERVICE: Final = "squeezed"
 HOST_RESERVE_KIB: Final = 73728
 NO_LIMIT_KIB: Final = 1 << 30
 # Offered by a daemon that may be tried out: what it does harms nobody.
-SANDBOX: Final = Interface("org.xen.xcp.Sandbox1", properties=(Property("Sandbox", "b"),))
 
 
 class Fault(Exception):
@@ -270,7 +269,8 @@ async def serve(options: argparse.Namespace) -> int:
             if not options.settled:
                 objects.add(f"/org/xen/xcp/{SERVICE}", candidate, charge.answer, {"Epoch": lambda: charge.epoch})
             if options.sandbox:
-                objects.add(f"/org/xen/xcp/{SERVICE}", SANDBOX, charge.answer, {"Sandbox": lambda: True})
+                sandbox = published("org.xen.xcp.Sandbox1")
+                objects.add(f"/org/xen/xcp/{SERVICE}", sandbox, charge.answer, {"Sandbox": lambda: True})
             objects.add(names.object_path(SERVICE, "Memory"), memory, service.answer)
             bus.serve(objects.answer)
             name = names.service_name(SERVICE) if options.settled else names.candidate_name(SERVICE)

@@ -6,6 +6,7 @@ from pathlib import Path
 from bridges import candidates, control_doors
 from bridges.dbus_translation import Translation, interfaces
 from bridges.interfaces import model
+from bridges.replay.targets import SANDBOX
 from dbus_side import introspection
 from scripts import mapping
 
@@ -15,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 def published() -> dict[str, str]:
     """Path below the checkout to text, for every file that is generated."""
     services = [interfaces(Translation(model.load(stem))).values() for stem in model.available()]
-    described = [*itertools.chain.from_iterable(services), candidates.CANDIDATE, control_doors.INTERFACE]
+    described = [*itertools.chain.from_iterable(services), candidates.CANDIDATE, control_doors.INTERFACE, SANDBOX]
     xml = {f"dbus_side/idl/{one.name}.xml": introspection.to_xml((one,)) for one in described}
     assert len(xml) == len(described), "two interfaces have one name"
     return xml | {f"docs/mapping/{path}": text for path, text in mapping.pages().items()}

@@ -165,8 +165,8 @@ class DatagramLeg(legs.LegReader):
     """A datagram: its text is the method's name."""
 
     def __init__(self, context: Context, message: DatagramCall) -> None:
-        name = message.payload.decode("utf-8", "replace")
-        super().__init__(name, context.service.method(name))
+        method = context.service.method(message.payload.decode("utf-8", "replace"))
+        super().__init__("" if method is None else method.name, method)
 
     def ask(self, message: DatagramCall) -> Asked:
         if self.method is None:

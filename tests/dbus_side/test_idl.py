@@ -44,13 +44,14 @@ def published() -> list[introspection.Interface]:
 
 
 def test_a_file_for_every_interface(published: list[introspection.Interface]) -> None:
-    """Every object of every service, and the two of the bridge itself; each in the file of its name."""
+    """Every object of every service, and the three of the bridge itself; each in the file of its name."""
     expected = {
         names.interface_name(translation.service.name, name, translation.service.version)
         for translation in TRANSLATIONS.values()
         for name in translation.service.objects
     }
-    assert {interface.name for interface in published} == expected | {"org.xen.xcp.Bridge1", "org.xen.xcp.Candidate1"}
+    own = {f"org.xen.xcp.{name}1" for name in ("Bridge", "Candidate", "Sandbox")}
+    assert {interface.name for interface in published} == expected | own
     assert [f"{interface.name}.xml" for interface in published] == [path.name for path in FILES]
 
 

@@ -241,7 +241,7 @@ def traces(blob: bytes, text: str) -> list[str]:
 def context(blob: bytes, text: str) -> str:
     """What stands around it, for whoever has to mend it."""
     at = max(0, blob.find(text.encode()))
-    return blob[max(0, at - 300) : at + 60].decode("utf-8", "replace")
+    return repr(blob[max(0, at - 300) : at + 60].decode("utf-8", "replace"))
 
 
 @pytest.fixture
