@@ -21,10 +21,12 @@ from typing import Any, Final
 from bridges import comparison
 from bridges.backends import Backend
 from bridges.calls import Call, Door, Trail
+from bridges.capture.telling import Teller
 from bridges.comparison import Difference, Outcome
 from bridges.cutover import MEANINGS, Compared
 from bridges.dispatch import Dispatch
 from bridges.faults import Fault, Kind
+from bridges.interfaces.model import Service
 from bridges.pacing import Pace
 from bridges.round_trips import Trip
 
@@ -92,11 +94,12 @@ class Tally:
 class Afterwards:
     """The comparisons of one service. `candidate` is asked reads in shadow."""
 
-    def __init__(self, dispatch: Dispatch, candidate: Backend) -> None:
+    def __init__(self, dispatch: Dispatch, candidate: Backend, service: Service) -> None:
         self.round_trips = Tally()
         self.reads = Tally()
         self._dispatch = dispatch
         self._candidate = candidate
+        self._teller = Teller(service)
         self._queue: deque[tuple[Callable[[], Trip], int, Trail | None]] = deque()
         self._bytes = 0
         self._wake = asyncio.Event()
@@ -145,8 +148,11 @@ class Afterwards:
             tally.dropped[trip.note] += 1
             return
         name = trip.method.name if trip.method is not None else ""
-        self._tell("does not come back from the bus as it was", tally, name, trip.differences)
-        tally.count(name, trip.differences)
+        method, arguments = trip.method, trip.arguments if trip.outcome is not None else None
+        outcomes = () if trip.outcome is None else (trip.outcome.answer,)
+        differences = self._teller.examples(method, arguments, outcomes, trip.differences)
+        self._tell("does not come back from the bus as it was", tally, name, differences)
+        tally.count(name, differences)
         if trip.method is not None and trip.arguments is not None and trip.outcome is not None:
             self._send(Call(trip.method, trip.arguments, Door.BUS, 0.0, trail), trip.outcome.answer)
 
@@ -183,6 +189,7 @@ class Afterwards:
             tally.dropped["defect"] += 1
             return
         differences = comparison.compare(method, answer, said)
+        differences = self._teller.examples(method, call.arguments, (answer, said), differences)
         self._tell("is answered otherwise by the candidate", tally, method.name, differences)
         tally.count(method.name, differences)
 

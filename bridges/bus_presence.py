@@ -17,6 +17,7 @@ from bridges import candidates, dbus_translation
 from bridges.backends import BusDaemon
 from bridges.calls import Side
 from bridges.candidates import PATIENCE
+from bridges.capture.telling import harmless
 from bridges.cutover import Keeper, Stage
 from bridges.faults import Kind
 from bridges.situation import DoorError, Situation
@@ -118,7 +119,9 @@ class BusPresence:
                 return await self._answer_while_there(self._bus, call)
             return await self._objects.answer(call)
         except BusRefused as refusal:
-            LOG.info("%s %s at the bus door: %s", self._situation.service, call.member, refusal)
+            is_services_own = refusal.name.startswith(names.error_prefix(self._situation.service))
+            shown = refusal.name if is_services_own else harmless(str(refusal))
+            LOG.info("%s %s at the bus door: %s", self._situation.service, call.member, shown)
             raise
 
     async def _answer_while_there(self, bus: Bus, call: MethodCall) -> tuple[str, tuple[Any, ...]]:

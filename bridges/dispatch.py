@@ -171,11 +171,12 @@ class Dispatch:
         return True
 
     async def run(
-        self, arrived: Arrival, work: Callable[[Side], Awaitable[T]], keep: Callable[[T | Fault], bytes] | None = None
+        self, arrived: Arrival, work: Callable[[Side], Awaitable[T]], keep: Callable[[T | Fault], bytes | None] | None = None
     ) -> T:
         """Admits a call and asks the authority by `work(side)`. Raises Fault; any other exception is a defect of ours.
 
-        `keep` gives what is recorded of a write's answer, for a caller who can still be answered after a crash.
+        `keep` gives what is recorded of a write's answer, for a caller who can still be answered after a crash; None
+        where nothing of it may be recorded.
         """
         if self._gate is not None:
             await self._wait_at(self._gate, arrived.deadline)
@@ -218,7 +219,7 @@ class Dispatch:
         arrived: Arrival,
         side: Side,
         work: Callable[[Side], Awaitable[T]],
-        keep: Callable[[T | Fault], bytes] | None,
+        keep: Callable[[T | Fault], bytes | None] | None,
     ) -> T:
         """A write: recorded, asked once, its result recorded.
 
@@ -242,7 +243,7 @@ class Dispatch:
         await self._record(number, ANSWERED, None if keep is None else partial(keep, answer))
         return answer
 
-    async def _record(self, number: int, outcome: str, keep: Callable[[], bytes] | None = None) -> None:
+    async def _record(self, number: int, outcome: str, keep: Callable[[], bytes | None] | None = None) -> None:
         kept = None
         if keep is not None:
             with suppress(Fault):  # an answer that cannot be said; the door will find that too

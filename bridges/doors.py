@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import re
 from functools import partial
 from typing import Final
 
@@ -17,9 +16,9 @@ from bridges import dbus_translation, round_trips, xenstore_translation
 from bridges.afterwards import Afterwards
 from bridges.backends import Backend
 from bridges.calls import Call, Door, Side, Value
-from bridges.capture import rules
 from bridges.capture.messages import BusAnswer, BusCall, BusFailure, DatagramCall, Nothing, StoreAnswer, StoreCall
 from bridges.capture.taps import Tap, Trail
+from bridges.capture.telling import Teller, for_the_log
 from bridges.dispatch import Dispatch, arrival
 from bridges.durable import NotDurable
 from bridges.faults import Fault, Kind
@@ -33,20 +32,6 @@ from xenstore_rpc.records import EXCEPTION, Request, Response, error_response
 
 LOG: Final = logging.getLogger("bridges.doors")
 _ids: Final = itertools.count(1)
-# Of our own words what stands in quotes is a caller's or a daemon's, to the end: it may have quotes in it.
-_QUOTED: Final = re.compile(r"""(?<!\w)b?["'].*""", re.DOTALL)
-
-
-def harmless(text: str) -> str:
-    """A text of a refusal as it may stand in the log: what it quotes, and what else looks like a secret, is left out."""
-    return _QUOTED.sub(rules.SECRET, rules.without_secrets(text, lambda _: rules.SECRET, set()))
-
-
-def for_the_log(fault: Fault) -> str:
-    """A fault as it may stand in the log: a service's own error has its declared code, not its words."""
-    if fault.kind in (Kind.DECLARED, Kind.UNDECLARED):
-        return f"{fault.kind}: {fault.code}" if fault.kind is Kind.DECLARED else str(fault.kind)
-    return harmless(fault.sentence)
 
 
 def defect(where: str, error: Exception) -> Fault:
@@ -189,6 +174,7 @@ class XenstoreDoor:
         self._backends = backends
         self._service = service
         self._tap = tap
+        self._teller = Teller(service)
 
     async def answer(self, request: Request) -> Response:
         """The response to a request; it never raises but for cancellation."""
@@ -215,9 +201,11 @@ class XenstoreDoor:
                     return xenstore_translation.write_fault(self._service, arguments, answer)
                 return xenstore_translation.write_response(method, answer)
 
-            value = await self._dispatch.run(
-                arrived, lambda side: self._backends.ask(side, call), keep=lambda answer: pack(response(answer))
-            )
+            def keep(answer: Value | Fault) -> bytes | None:
+                """Not with a secret: the caller of such a call is told after a crash that it is in doubt."""
+                return None if self._teller.has_secrets(method, arguments, answer) else pack(response(answer))
+
+            value = await self._dispatch.run(arrived, lambda side: self._backends.ask(side, call), keep=keep)
             return response(value)
         except Fault as fault:
             LOG.info("%s %s at the xenstore door: %s", self._service.name, name, for_the_log(fault))

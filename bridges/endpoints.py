@@ -94,7 +94,7 @@ class Endpoints:
         self.sockets = tuple(door for door in (self._http, self._framed) if door is not None)
         self._aliases = Aliases(self._service, shared.ledger)
         self._backends = doors.Backends(self._legacy_backend(), bus_daemon, self._aliases)
-        self._afterwards = Afterwards(self.dispatch, candidate)
+        self._afterwards = Afterwards(self.dispatch, candidate, self._service)
         self._set_doors()
         objects = ObjectTree()
         bus_door = doors.BusDoor(self.dispatch, self._backends, self.on_bus, self._afterwards, self._tap)

@@ -29,8 +29,9 @@ from bridges.capture.messages import (
     SocketCall,
 )
 from bridges.capture.taps import Tap, Trail
+from bridges.capture.telling import for_the_log, harmless
 from bridges.dispatch import Arrival, Dispatch, arrival, deadline_of
-from bridges.doors import Backends, defect, for_the_log, harmless, not_kept
+from bridges.doors import Backends, defect, not_kept
 from bridges.durable import NotDurable
 from bridges.faults import Fault, Kind
 from bridges.handles import Home

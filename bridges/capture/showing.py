@@ -88,9 +88,9 @@ def outcome_text(reply: Reply | None) -> str:
     """What came of it, in a few words."""
     if reply is None:
         return "no answer"
-    if reply.fault is not None:
-        code = f" {reply.fault.code}" if reply.fault.code else ""
-        return cut(f"{reply.fault.kind}{code}: {reply.fault.text}")
+    if (fault := reply.fault) is not None:
+        name = fault.code or fault.kind
+        return cut(fault.text if fault.text.startswith(name) else f"{name}: {fault.text}")
     if reply.outcome != ANSWERED:
         return reply.note or reply.outcome
     if reply.complete is not Complete.COMPLETE or (reply.result is None and reply.note):

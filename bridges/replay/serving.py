@@ -99,7 +99,7 @@ class _StandIn:
         # No home is ever settled, so handles pass as they were recorded.
         self._aliases = Aliases(service, ledger.Ledger(durable, _now))
         self._backends = doors.Backends(recorded, recorded, self._aliases)
-        self._afterwards = Afterwards(self._dispatch, recorded)
+        self._afterwards = Afterwards(self._dispatch, recorded, service)
         self._on_bus = Translation(service)
         self._tap = Tap(service.name, Clock(time.time_ns, time.monotonic_ns), lambda *_event: None)
 

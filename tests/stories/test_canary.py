@@ -312,6 +312,7 @@ async def run_through(doors: Doors, parrots: Mapping[str, Parrot]) -> None:
     await doors.calls_on_the_bus()
     await until_quiet(host)
     assert any(b"VM.get_other_config" in request for request in parrots["candidate"].heard)
+    host.path("state/status-in-shadow").write_text(json.dumps(await host.control(verb="status")))
 
     for service in ("xapi", "squeezed", "perfmon"):
         await host.stage(service, "live")
