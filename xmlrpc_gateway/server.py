@@ -185,7 +185,8 @@ class HttpDoor:
     def refuse(self, request: web.BaseRequest, error: BaseException | None) -> web.StreamResponse:
         """The reply to a request that could not be parsed, and to one whose answer failed."""
         if isinstance(error, HttpProcessingError):
-            LOG.warning("unreadable HTTP request: %r", str(error.message)[:200])
+            # Without its text, which shows what the client sent.
+            LOG.warning("unreadable HTTP request: %s", type(error).__name__)
         else:
             LOG.error("answering a request failed", exc_info=error)
         version = self._version(_version_of(request))

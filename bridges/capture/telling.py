@@ -49,7 +49,7 @@ class Teller:
         for outcome in outcomes:
             if isinstance(outcome, Fault):
                 shown, _ = self._redactor.fault(self._service, method, outcome, frozenset(found))
-                if SECRET in f"{shown.text} {shown.code} {shown.argument}":
+                if SECRET in f"{shown.text} {shown.code} {shown.argument!r}":
                     return True
             else:
                 found |= self._redactor.result(self._service, method, outcome, frozenset(found)).secrets

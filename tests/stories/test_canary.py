@@ -231,7 +231,8 @@ def _basic() -> str:
 def traces(blob: bytes, text: str) -> list[str]:
     """Where a text of ASCII is in some bytes, in encodings of our own and in those of the detectors."""
     plain = text.encode()
-    forms = {"plain": plain, "hex": plain.hex().encode(), "reversed": plain[::-1], "UTF-16": text.encode("utf-16-le")}
+    part = plain[:8]  # it may have been cut
+    forms = {"plain": part, "hex": part.hex().encode(), "reversed": plain[::-1][:8], "UTF-16": text[:8].encode("utf-16-le")}
     for shift in range(3):
         forms[f"base64 at {shift}"] = base64.b64encode(bytes(shift) + plain)[4 if shift else 0 : -4]
     lower = blob.lower()
@@ -240,7 +241,7 @@ def traces(blob: bytes, text: str) -> list[str]:
 
 def context(blob: bytes, text: str) -> str:
     """What stands around it, for whoever has to mend it."""
-    at = max(0, blob.find(text.encode()))
+    at = max(0, blob.find(text[:8].encode()))
     return repr(blob[max(0, at - 300) : at + 60].decode("utf-8", "replace"))
 
 
