@@ -17,11 +17,12 @@ lint:
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
-# Both parts; with BENCH="options" the first alone, with LARGE="options" the second.
+# All three parts; with BENCH="options", LARGE="options" or CAPTURE="options" only those that were given options.
 bench:
 	@scripts/setup test
-	@$(if $(and $(LARGE),$(if $(BENCH),,alone)),,.venv/bin/python benchmarks/directions.py $(BENCH))
-	@$(if $(and $(BENCH),$(if $(LARGE),,alone)),,.venv/bin/python benchmarks/large.py $(LARGE))
+	@$(if $(BENCH)$(if $(LARGE)$(CAPTURE),,all),.venv/bin/python benchmarks/directions.py $(BENCH))
+	@$(if $(LARGE)$(if $(BENCH)$(CAPTURE),,all),.venv/bin/python benchmarks/large.py $(LARGE))
+	@$(if $(CAPTURE)$(if $(BENCH)$(LARGE),,all),.venv/bin/python benchmarks/capture.py $(CAPTURE))
 
 # After a change of bridges/interfaces: the published introspection XML and docs/mapping (a test keeps them identical).
 idl:
