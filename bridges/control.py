@@ -250,6 +250,7 @@ class Control:
         """Starts or stops capturing services, none named: all. Raises WrongRequest, NotNow."""
         for each in services:
             self._find(each)
+        services = list(dict.fromkeys(services))
         try:
             match action:
                 case "start":

@@ -171,7 +171,10 @@ class Dispatch:
         return True
 
     async def run(
-        self, arrived: Arrival, work: Callable[[Side], Awaitable[T]], keep: Callable[[T | Fault], bytes | None] | None = None
+        self,
+        arrived: Arrival,
+        work: Callable[[Side], Awaitable[T]],
+        keep: Callable[[T | Fault], bytes | None] | None = None,
     ) -> T:
         """Admits a call and asks the authority by `work(side)`. Raises Fault; any other exception is a defect of ours.
 

@@ -19,7 +19,7 @@ from bridges.activation import Activation
 from bridges.afterwards import Afterwards
 from bridges.backends import Backend, BusDaemon, LegacyOverDatagrams, LegacyOverSocket, LegacyOverXenstore
 from bridges.bus_presence import BusPresence
-from bridges.calls import Door, Side
+from bridges.calls import Door, Side, Trail
 from bridges.capture.recorder import Recorder
 from bridges.cutover import Compared, Keeper, Stage, Step, legal_stages
 from bridges.datagram_door import DatagramAddress
@@ -289,8 +289,9 @@ class Endpoints:
     def _observation(self) -> Observation:
         """What watches the legacy daemon's own doors; whole exchanges of its tree are compared as what passes us is."""
 
-        def compare(request: Request, response: Response) -> None:
-            self._afterwards.offer(partial(round_trips.of_xenstore, self._service, self.on_bus, request, response))
+        def compare(request: Request, response: Response, trail: Trail | None) -> None:
+            make = partial(round_trips.of_xenstore, self._service, self.on_bus, request, response)
+            self._afterwards.offer(make, trail=trail)
 
         paths = [door.socket for door in (self.settings.http, self.settings.framed) if door is not None]
         return Observation(self._service, self._store, self.settings.xenstore, paths, compare, self._tap)

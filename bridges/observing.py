@@ -20,7 +20,7 @@ from bridges.backends import is_own_request
 from bridges.calls import Door
 from bridges.capture.messages import StoreAnswer, StoreCall
 from bridges.capture.records import Leg
-from bridges.capture.taps import Tap
+from bridges.capture.taps import Tap, Trail
 from bridges.interfaces.model import Method, Service
 from xenstore_rpc.connection import Store
 from xenstore_rpc.errors import XenstoreError
@@ -91,7 +91,8 @@ class _Seen:
 class Observation:
     """One service, watched at its legacy daemon's own doors; `arrange` says at which.
 
-    `on_complete` is told of each exchange of the tree that was read whole. `clock` gives seconds since 1970.
+    `on_complete` is told of each exchange of the tree that was read whole, with its trail in the capture. `clock`
+    gives seconds since 1970.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class Observation:
         store: Store | None,
         tree: str | None,
         paths: Iterable[Path],
-        on_complete: Callable[[Request, Response], None],
+        on_complete: Callable[[Request, Response, Trail | None], None],
         tap: Tap,
         *,
         clock: Callable[[], float] = _now,
@@ -159,8 +160,7 @@ class Observation:
     def _note(self, seen: _Seen, exchange: Exchange) -> None:
         completeness = exchange.completeness
         method = self._service.by_xenstore_function.get(exchange.function)
-        if self._tap.is_on:
-            self._capture(exchange, method)
+        trail = self._capture(exchange, method) if self._tap.is_on else None
         seen.told += 1
         seen.kinds[completeness] += 1
         counts = seen.methods.setdefault(UNKNOWN_FUNCTIONS if method is None else method.name, Counter())
@@ -178,15 +178,16 @@ class Observation:
         )
         if exchange.request is not None and exchange.response is not None:
             try:
-                self._on_complete(exchange.request, exchange.response)
+                self._on_complete(exchange.request, exchange.response, trail)
             except Exception:
                 LOG.exception("%s: what was observed could not be passed on", self._service.name)
 
-    def _capture(self, exchange: Exchange, method: Method | None) -> None:
+    def _capture(self, exchange: Exchange, method: Method | None) -> Trail | None:
         message = StoreCall(exchange.request, exchange.function, exchange.request_id)
         trail = self._tap.came(Door.XENSTORE, message, method, leg=Leg.OBSERVED)
         if trail is not None:
             trail.heard(Leg.OBSERVED, StoreAnswer(exchange.response))
+        return trail
 
     # ---- the sockets
 

@@ -111,8 +111,8 @@ class _Passing(NamedTuple):
 class _Said(Fault):
     """A fault whose words on the wire are decided; without a reply, those for what cannot be read."""
 
-    def __init__(self, kind: Kind, text: str, reply: bytes | CloseSilently | None) -> None:
-        super().__init__(kind, text)
+    def __init__(self, kind: Kind, text: str, reply: bytes | CloseSilently | None, code: str = "") -> None:
+        super().__init__(kind, text, code=code)
         self.reply = reply
 
 
@@ -153,7 +153,7 @@ class SocketCalls(Generic[Reply]):
         """While legacy rules what `relay` gave, called with the seconds left (None: a long poll); else our reply."""
         name = self._name_in(tongue, request.body)
         method = self._find(tongue, name)
-        arrived = arrival(self._door, method, name)
+        arrived = arrival(self._door, method, harmless(name) if method is None else name)
         if not self._tap.is_on:
             return await self._answer(tongue, request.body, relay, method, arrived, None)
         trail = self._begin(tongue, request, method)
@@ -192,7 +192,8 @@ class SocketCalls(Generic[Reply]):
         try:
             return await self._dispatch.run(arrived, work)
         except Fault as fault:
-            LOG.info("%s at the %s door: %s", self._service.name, self._door, for_the_log(fault))
+            name = f"{self._service.name} {'' if method is None else method.name}".rstrip()
+            LOG.info("%s at the %s door: %s", name, self._door, for_the_log(fault))
             if not isinstance(fault, _Said):
                 return self._refused(tongue, body, fault)
             return self._unreadable if fault.reply is None else fault.reply
@@ -222,6 +223,8 @@ class SocketCalls(Generic[Reply]):
             try:
                 shown = await self._aliases.text_outward(method, sent, said, home)
             except NotDurable as error:
+                if trail is not None:
+                    trail.answered(SocketAnswer(tongue, said))
                 raise not_kept(method, error) from None
         if trail is not None:
             trail.answered(AS_CALLER if shown is said else SocketAnswer(tongue, said))
@@ -311,7 +314,7 @@ class SocketCalls(Generic[Reply]):
             if fault.kind is Kind.UNKNOWN_METHOD:
                 raise self._unknown(tongue, incoming) from None
             reply = self._failure(tongue, incoming, form.write_failure(fault))
-            raise _Said(fault.kind, f"{method.name}: {fault.text}", reply) from None
+            raise _Said(fault.kind, f"{method.name}: {fault.text}", reply, fault.code) from None
 
     def _read_call(self, tongue: Tongue, body: bytes) -> IncomingCall:
         """What cannot be read is refused as the legacy daemon refuses it."""
@@ -420,7 +423,7 @@ class HttpDoor:
 
         # A console ends with a move, whoever watches it connects again; an import or export has all the time it needs.
         effect = Effect.READ if stream.method in ("GET", "HEAD") else Effect.WRITE
-        page = f"{stream.method} {stream.target.partition('?')[0]}"
+        page = harmless(f"{stream.method} {stream.target.partition('?')[0]}")
         arrived = Arrival(Door.HTTP, page, effect, None if stream.is_raw else math.inf)
         return await self._calls.stream(
             arrived, relay, refused=self._manner.answer_to(stream.method), unreachable=self._manner.unreachable

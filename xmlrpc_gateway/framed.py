@@ -18,6 +18,7 @@ from xmlrpc_gateway.errors import (
     ClosedSilently,
     CodecError,
     DaemonGone,
+    Malformed,
     OverLimit,
 )
 from xmlrpc_gateway.exchanges import Exchanges
@@ -109,6 +110,9 @@ class FramedDoor:
         try:
             async with asyncio.timeout(_CLIENT_SECONDS):
                 body = await _receive(connection, bytearray(), self._body_limit)
+        except Malformed:  # its text shows what the client sent
+            LOG.warning("a request could not be read: it does not begin with a length")
+            return None
         except (CodecError, OSError) as error:
             LOG.warning("a request could not be read: %s", error or f"it took more than {_CLIENT_SECONDS} s")
             return None

@@ -9,6 +9,7 @@ What this cannot carry
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, Final, cast
@@ -65,6 +66,7 @@ class _Import:
         self._pending: Pending[_Key, Asked] = Pending()
         self._strange = Places(note)
         self._jumps = Places(note)
+        self._damaged: list[str] = []
         self._found = 0
         self._last = 0
 
@@ -82,6 +84,8 @@ class _Import:
         self._jumps.tell_rest("the clock goes back {} times in all")
         if self._strange.count:
             yield self._maker.lost(0, "unreadable lines in the log", self._last)
+        for name in self._damaged:
+            yield self._maker.lost(0, f"the log {name} is damaged", self._last)
         if self._calls.forgotten:
             yield self._maker.lost(0, "too many transactions at once in the log", self._last)
         if not self._found:
@@ -91,7 +95,7 @@ class _Import:
         first, number, held = b"", 0, list[int]()
         is_log = False
         with _open(file) as stream:
-            while line := stream.readline(LINE_LIMIT):
+            while line := self._next_line(stream, file, number):
                 number += 1
                 first = first or line
                 found = read_line(line.rstrip(b"\r\n"))
@@ -108,6 +112,17 @@ class _Import:
                     yield f"{file} line {number}", found
         if held:
             raise CaptureError(f"{file} line 1: is no line of oxenstored's access log: {first[:60]!r}")
+
+    def _next_line(self, stream: BinaryIO, file: Path, number: int) -> bytes:
+        """The line behind the one of that number; empty at the end, also where what is left cannot be unpacked."""
+        try:
+            return stream.readline(LINE_LIMIT)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            if not number:
+                raise CaptureError(f"{file}: cannot be unpacked: {error}") from None
+            self._damaged.append(file.name)
+            self._note(f"{file} behind line {number}: cannot be unpacked: {error}: what stands before was imported")
+            return b""
 
     def _records(self, event: Event) -> Iterator[Record]:
         if not isinstance(event, Seen):

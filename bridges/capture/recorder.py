@@ -26,7 +26,7 @@ from bridges.capture.describing import Describer, Seen
 from bridges.capture.frames import FRAME_BYTES, RECORDS
 from bridges.capture.records import End, Flip, Header, Lost
 from bridges.capture.redaction import Redactor
-from bridges.capture.store import find
+from bridges.capture.store import CaptureError, find
 from bridges.capture.taps import Clock, Entered, Event, Tap
 from bridges.capture.writing import Limits, Writer
 from bridges.dbus_translation import Translation
@@ -40,7 +40,9 @@ LOG: Final = logging.getLogger("bridges.capture")
 
 QUEUE_LIMIT: Final = 16384
 QUEUE_BYTES: Final = 64 * 1024 * 1024
-SHARE: Final = 0.3
+SHARE: Final = 0.15
+# Events after which what was lost is told, and whoever wants to stop the capture gets his turn.
+BATCH: Final = 1024
 POLL_SECONDS: Final = 0.02
 FLUSH_SECONDS: Final = 1.0
 # Describing a larger message is done beside the event loop.
@@ -49,6 +51,8 @@ LARGE_BYTES: Final = 64 * 1024
 CLOCK: Final = Clock(time.time_ns, time.monotonic_ns)
 _QUEUE_FULL: Final = "queue full"
 _DISK: Final = "disk"
+_DEFECT: Final = "defect"
+_UNKNOWN: Final = "request not known"
 
 
 class CaptureRefused(Exception):
@@ -66,7 +70,11 @@ class _Source(NamedTuple):
 
 @dataclass(slots=True)
 class _Running:
-    """The capture that is being written."""
+    """The capture that is being written.
+
+    `lines` wait to be written; `telling` says which of them are `lost` records, and of what. `told` has what such
+    records were made of, `lost` what they have to be made of.
+    """
 
     directory: Path
     writer: Writer
@@ -80,7 +88,16 @@ class _Running:
     synced: float = 0.0
     lost: Counter[tuple[str, str]] = field(default_factory=Counter)
     told: Counter[tuple[str, str]] = field(default_factory=Counter)
+    telling: dict[int, tuple[tuple[str, str], int]] = field(default_factory=dict)
     trouble: str = ""
+    commands: dict[int, str] = field(default_factory=dict)
+
+    def command_of(self, pid: int) -> str:
+        """As it was looked up last, since the last frame."""
+        found = self.commands.get(pid)
+        if found is None:
+            found = self.commands[pid] = command_of(pid)
+        return found
 
     @property
     def is_full(self) -> bool:
@@ -123,27 +140,27 @@ class Recorder:
 
     async def start(self, services: list[str], name: str | None = None) -> Path:
         """Puts services under capture, in the running one or in a new one of that name. Raises CaptureRefused."""
-        if running := self._running:
-            if name is not None and name != running.directory.name:
-                raise CaptureRefused(f"{running.directory.name} is running: stop it first, or leave the name out")
-            if already := [each for each in services if self._sources[each].tap.is_on]:
-                raise CaptureRefused(f"{', '.join(already)} is under capture already, in {running.directory.name}")
-        else:
-            now = datetime.fromtimestamp(self._clock.real() / 1e9, UTC)
-            chosen = self._directory / (name or f"{now:%Y-%m-%dT%H-%M-%SZ}")
-            self._running = running = await asyncio.to_thread(self._open, chosen)
-            self._begun.set()
-        for each in services:
-            source = self._sources[each]
-            running.describers[each] = Describer(
-                source.service, source.dialect, source.on_bus, running.redactor, self._body_limit
-            )
-            source.tap.open()
+        async with self._work:
+            if running := self._running:
+                if name is not None and name != running.directory.name:
+                    raise CaptureRefused(f"{running.directory.name} is running: stop it first, or leave the name out")
+                if already := [each for each in services if self._sources[each].tap.is_on]:
+                    raise CaptureRefused(f"{', '.join(already)} is under capture already, in {running.directory.name}")
+            else:
+                now = datetime.fromtimestamp(self._clock.real() / 1e9, UTC)
+                chosen = self._directory / (name or f"{now:%Y-%m-%dT%H-%M-%SZ}")
+                self._running = running = await asyncio.to_thread(self._open, chosen)
+                self._begun.set()
+            for each in services:
+                source = self._sources[each]
+                running.describers[each] = Describer(
+                    source.service, source.dialect, source.on_bus, running.redactor, self._body_limit
+                )
+                source.tap.open()
         return running.directory
 
     def _open(self, directory: Path) -> _Running:
-        key = secrets.token_bytes(32)
-        redactor = Redactor(key)
+        redactor = Redactor(secrets.token_bytes(32))
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             used = sum(file.stat().st_size for each in find(self._directory) for file in each.iterdir())
@@ -153,12 +170,13 @@ class Recorder:
                 raise CaptureRefused(f"{text}: move or remove some, or raise capture.total_mib in the settings")
             host = self._host()
             header = _HeaderOf(host, redactor, {name: s.dialect for name, s in self._sources.items()}, self._clock)
-            writer = Writer(
-                directory, header, self._limits._replace(total_bytes=left), lambda: self._clock.mono() / 1e9
-            )
-        except FileExistsError:
-            raise CaptureRefused(f"{directory} is there already: choose another name") from None
-        except OSError as error:
+            # The segment that is written never goes, so it may not be all that is left.
+            segment_bytes = min(self._limits.segment_bytes, left // 4)
+            limits = self._limits._replace(segment_bytes=segment_bytes, total_bytes=left)
+            writer = Writer(directory, header, limits, lambda: self._clock.mono() / 1e9)
+        except (OSError, CaptureError) as error:
+            if isinstance(error, FileExistsError) and directory.exists():
+                raise CaptureRefused(f"{directory} is there already: choose another name") from None
             raise CaptureRefused(f"{directory} cannot be written: {error}") from None
         return _Running(directory, writer, redactor)
 
@@ -166,7 +184,8 @@ class Recorder:
         """The random id of this host, made once."""
         file = self._directory / "host-id"
         with suppress(FileNotFoundError):
-            return file.read_text().strip()
+            if host := file.read_text().strip():  # empty if the disk was full when it was made
+                return host
         host = uuid.uuid4().hex[:16]
         file.write_text(f"{host}\n")
         return host
@@ -185,19 +204,23 @@ class Recorder:
         for name in wanted:
             self._sources[name].tap.close()
         async with self._work:
-            await self._take_all(running, Pace(1.0))
-            if not any(source.tap.is_on for source in self._sources.values()):
-                await self._close(running, why)
+            if self._running is running:
+                await self._take(running, len(self._queue), Pace(1.0))
+                await self._flush(running)
+                if not any(source.tap.is_on for source in self._sources.values()):
+                    await self._close(running, why)
         return running.directory, wanted
 
     async def _close(self, running: _Running, why: str) -> None:
+        await self._flush(running)  # what was lost by the write before
         self._running = None
         self._begun.clear()
-        end = End(running.seq, str(self._clock.real()), str(self._clock.mono()), running.seq - 1, why)
+        end = End(running.seq, str(self._clock.real()), str(self._clock.mono()), running.writer.records, why)
         try:
             await asyncio.to_thread(running.writer.close, records.encode(end), running.seq)
         except OSError as error:
             LOG.error("capture %s is not closed orderly: %s", running.directory, error)
+            raise CaptureRefused(f"{running.directory} has ended, but is not closed orderly: {error}") from None
 
     def status(self) -> dict[str, Any] | None:
         """JSON-ready; None while nothing is captured. `pending` events wait to be written."""
@@ -228,58 +251,69 @@ class Recorder:
 
     async def run(self) -> None:
         """Writes what was handed over, until it is cancelled; a capture that runs then is closed."""
+        pace = Pace(SHARE)
         try:
             while True:
                 await self._begun.wait()
-                async with self._work:
-                    if self._running is not None:
-                        await self._take_all(self._running, Pace(SHARE), flush=False)
+                # A round is never cut off: its thread would go on with the writer, beside the one that closes.
+                await asyncio.shield(asyncio.create_task(self._round(pace), name="capture round"))
                 await asyncio.sleep(POLL_SECONDS)
         finally:
             with suppress(CaptureRefused):
                 await self.stop(why="the bridge ended")
 
-    async def _take_all(self, running: _Running, pace: Pace, *, flush: bool = True) -> None:
-        """Everything in the queue becomes records. They are written when a frame is full, or a second has passed."""
-        while self._queue:
+    async def _round(self, pace: Pace) -> None:
+        """Records are written when a frame is full, or a second has passed."""
+        async with self._work:
+            if (running := self._running) is None:
+                return
+            await self._take(running, min(len(self._queue), BATCH), pace)
+            self._tell_lost(running)
+            now = time.monotonic()
+            if running.lines and now - running.since > FLUSH_SECONDS:
+                await self._write(running)
+            if now - running.synced > FLUSH_SECONDS:
+                await self._sync(running)
+
+    async def _take(self, running: _Running, count: int, pace: Pace) -> None:
+        """So many events become records."""
+        for _ in range(count):
             service, event, size = self._queue.popleft()
             self._bytes -= size
             began = time.monotonic()
             if size < LARGE_BYTES:
-                self._describe(running, service, event)
+                found = self._describe(running, service, event)
             else:
-                await asyncio.to_thread(self._describe, running, service, event)
-            if running.is_full:
-                await self._write(running)
+                found = await asyncio.to_thread(self._describe, running, service, event)
+            if isinstance(found, bytes):
+                self._add(running, found)
+            else:
+                running.lost[service, found] += 1
             await pace.spent(time.monotonic() - began)
-        self._tell_lost(running)
-        if running.lines and (flush or time.monotonic() - running.since > FLUSH_SECONDS):
-            await self._write(running)
+            if running.is_full:  # compressed in a thread, which holds up nobody
+                await self._write(running)
 
-    def _describe(self, running: _Running, service: str, event: Event) -> None:
-        describer = running.describers[service]
+    def _describe(self, running: _Running, service: str, event: Event) -> bytes | str:
+        """The next record, encoded; or why there is none. It may be in a thread of its own: nothing is counted here."""
         try:
+            describer = running.describers[service]
             record: records.Record | None
             if isinstance(event, Entered):
                 times = str(event.ts), str(event.mono)
                 record = Flip(running.seq, *times, service, event.origin, event.target, event.epoch)
             elif isinstance(event, Seen):
                 if isinstance(event.peer, Peer):
-                    event = event._replace(command=command_of(event.peer.pid))
+                    event = event._replace(command=running.command_of(event.peer.pid))
                 record = describer.request(event, running.seq)
             else:
                 record = describer.reply(event, running.seq)
+            # Without one: its request was dropped, or was there before the capture began.
+            return _UNKNOWN if record is None else records.encode(record)
         except Exception:
             LOG.exception("%s: what was captured could not be described", service)
-            running.lost[service, "defect"] += 1
-            return
-        if record is None:  # its request was dropped, or was there before the capture began
-            running.lost[service, "request not known"] += 1
-            return
-        self._add(running, record)
+            return _DEFECT
 
-    def _add(self, running: _Running, record: records.Record) -> None:
-        line = records.encode(record)
+    def _add(self, running: _Running, line: bytes) -> None:
         if not running.lines:
             running.first, running.since = running.seq, time.monotonic()
         running.lines.append(line)
@@ -295,28 +329,49 @@ class Recorder:
             if missing := count - running.told[key]:
                 running.told[key] = count
                 service, why = key
-                self._add(
-                    running,
-                    Lost(running.seq, str(self._clock.real()), str(self._clock.mono()), missing, why, service),
-                )
+                times = str(self._clock.real()), str(self._clock.mono())
+                running.telling[len(running.lines)] = key, missing
+                self._add(running, records.encode(Lost(running.seq, *times, missing, why, service)))
+
+    async def _flush(self, running: _Running) -> None:
+        self._tell_lost(running)
+        if running.lines:
+            await self._write(running)
 
     async def _write(self, running: _Running) -> None:
-        lines, first, writer = running.lines, running.first, running.writer
-        running.lines, running.bytes = [], 0
+        lines, telling, writer = running.lines, running.telling, running.writer
+        running.lines, running.telling, running.bytes = [], {}, 0
+        running.commands.clear()
         before = writer.records
         try:
-            await asyncio.to_thread(writer.write, lines, first)
-            if time.monotonic() - running.synced > FLUSH_SECONDS:
-                running.synced = time.monotonic()
-                await asyncio.to_thread(writer.sync)
-        except OSError as error:
-            missing = len(lines) - (writer.records - before)
-            running.lost["", _DISK] += missing
-            if not running.trouble:
-                LOG.error("capture %s: %d records are lost: %s", running.directory, missing, error)
-            running.trouble = str(error)
+            await asyncio.to_thread(writer.write, lines, running.first)
+        except Exception as error:  # a full disk or a defect: the next is tried
+            written = writer.records - before
+            missing = len(lines) - written
+            for place, (key, count) in telling.items():
+                if place >= written:  # is told again, and is no loss itself
+                    running.told[key] -= count
+                    missing -= 1
+            if missing:
+                running.lost["", _DISK] += missing
+            self._note_trouble(running, error)
         else:
             running.trouble = ""
+
+    async def _sync(self, running: _Running) -> None:
+        """Also while nothing comes: segments age."""
+        running.synced = time.monotonic()
+        try:
+            await asyncio.to_thread(running.writer.sync)
+        except Exception as error:
+            self._note_trouble(running, error)
+
+    @staticmethod
+    def _note_trouble(running: _Running, error: Exception) -> None:
+        if not running.trouble:
+            lost = running.lost["", _DISK]
+            LOG.error("capture %s cannot be written, %d records are lost by it: %s", running.directory, lost, error)
+        running.trouble = str(error) or type(error).__name__
 
 
 class _HeaderOf:

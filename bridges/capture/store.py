@@ -69,8 +69,8 @@ class Place(NamedTuple):
 class Capture:
     """A capture to be read: a directory, or one segment of one. `headers` are those that can be read, in order.
 
-    `size` is in bytes; `missing` names segments that are not there. `is_being_written` says whether a writer had it
-    when it was opened.
+    `size` is in bytes; `missing` names segments that are not there; `hosts` are all by whom it was written, each with
+    the first segment that says so. `is_being_written` says whether a writer had it when it was opened.
     """
 
     def __init__(
@@ -86,6 +86,10 @@ class Capture:
         self.is_being_written = is_being_written
         self.manifest = manifest
         self.headers = [segment.header for segment in segments if segment.header is not None]
+        self.hosts: dict[str, str] = {}
+        for segment in segments:
+            if segment.header is not None:
+                self.hosts.setdefault(segment.header.host, segment.path.name)
         self.size = sum(segment.size for segment in segments)
         self.segments = [segment.path.name for segment in segments]
         there = set(self.segments)
@@ -240,8 +244,8 @@ def nanoseconds(text: str) -> int:
 def open_capture(path: Path) -> Capture:
     """The capture in a directory, or in one segment file. Raises CaptureError when nothing of it can be read."""
     manifest, damage = None, ""
-    is_being_written = _is_locked(path if path.is_dir() else path.parent)
     try:
+        is_being_written = _is_locked(path if path.is_dir() else path.parent)
         if stat.S_ISREG(path.stat().st_mode):
             segments = [look(path)]
         elif path.is_dir():

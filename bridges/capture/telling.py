@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Iterable
 from typing import Final
 
 from bridges.calls import Value
 from bridges.capture.redaction import Redactor
-from bridges.capture.rules import REFERENCE, SECRET, without_secrets
-from bridges.comparison import Difference, Outcome
+from bridges.capture.rules import SECRET, UNDECLARED, without_secrets
+from bridges.comparison import ABSENT, Difference, Outcome
 from bridges.faults import Fault, Kind
 from bridges.interfaces.model import Method, Service
 
 # Of our own words what stands in quotes is a caller's or a daemon's, to the end: it may have quotes in it.
 _QUOTED: Final = re.compile(r"""(?<!\w)b?["'].*""", re.DOTALL)
+_ABSENT: Final = repr(ABSENT)
 _SERVICES_OWN: Final = frozenset({Kind.DECLARED, Kind.UNDECLARED})
 
 
@@ -35,7 +37,7 @@ class Teller:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._redactor = Redactor(b"")  # none of its tokens is ever shown
+        self._redactor = Redactor(secrets.token_bytes(16))
 
     def has_secrets(self, method: Method, arguments: dict[str, Value], *outcomes: Outcome) -> bool:
         """Whether a call's arguments or what was answered to it hold a secret that is no reference."""
@@ -45,15 +47,18 @@ class Teller:
             return True
 
     def _finds_any(self, method: Method, arguments: dict[str, Value], outcomes: Iterable[Outcome]) -> bool:
-        found = set(self._redactor.arguments(self._service, method, arguments).secrets)
+        redacted = self._redactor.arguments(self._service, method, arguments)
+        known, kept = redacted.secrets, [redacted.value]
         for outcome in outcomes:
             if isinstance(outcome, Fault):
-                shown, _ = self._redactor.fault(self._service, method, outcome, frozenset(found))
-                if SECRET in f"{shown.text} {shown.code} {shown.argument!r}":
-                    return True
+                fault, _ = self._redactor.fault(self._service, method, outcome, known)
+                kept += [fault.text, fault.code, fault.argument]
             else:
-                found |= self._redactor.result(self._service, method, outcome, frozenset(found)).secrets
-        return any(not secret.startswith(REFERENCE) for secret in found)
+                redacted = self._redactor.result(self._service, method, outcome, known)
+                known |= redacted.secrets
+                kept.append(redacted.value)
+        text = repr(kept)
+        return SECRET in text or UNDECLARED in text
 
     def examples(
         self,
@@ -62,9 +67,15 @@ class Teller:
         outcomes: Iterable[Outcome],
         found: list[Difference],
     ) -> list[Difference]:
-        """Differences as they may be shown. In a call with secrets, or one that was not read, every text may be one."""
+        """Differences as they may be shown.
+
+        In a call with secrets, or one that was not read, every text may be one, and so may what only one side has: it
+        need not be written down.
+        """
         if not found:
             return found
         is_open = method is not None and arguments is not None and not self.has_secrets(method, arguments, *outcomes)
-        shown = self._redactor.text if is_open else harmless
-        return [Difference(path, shown(left), shown(right)) for path, left, right in found]
+        return [
+            Difference(each.path, *map(self._redactor.text if is_open and _ABSENT not in each else harmless, each[1:]))
+            for each in found
+        ]

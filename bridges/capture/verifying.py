@@ -12,11 +12,12 @@ from bridges.capture.store import Capture, Place, nanoseconds
 
 OPEN: Final = 65536  # requests whose reply is waited for; the oldest beyond counts as without one
 TEXTS: Final = 1000  # of a kind that are kept; the rest is counted
+PART: Final = "read in part"
 _JUMP: Final = 10**9  # nanoseconds
 
 
 class Report(msgspec.Struct):
-    """What was found. `state` is `closed`, `being written` or `not closed`.
+    """What was found. `state` is `closed`, `being written`, `not closed`, or `read in part` when it was stopped.
 
     `requests`, `replies`, `unanswered` (requests without a reply) and `strays` (replies whose request is not there) are
     counts by leg, `lost` of records by why, as the capture itself says. `damages`, `gaps` (in `seq`, where no damage
@@ -46,15 +47,19 @@ class Report(msgspec.Struct):
 
     @property
     def is_whole(self) -> bool:
-        """Nothing is damaged or missing that was ever written, and it is one capture of one host."""
+        """Nothing is damaged or missing of what was read, and it is one capture of one host."""
         return not (self.damages or self.missing or self.gaps or len(self.hosts) > 1)
 
 
-def verify(capture: Capture, progress: Callable[[int], None] | None = None) -> Report:
-    """Reads all of a capture, of any size, in little memory."""
+def verify(
+    capture: Capture, progress: Callable[[int], None] | None = None, is_stopped: Callable[[], bool] = lambda: False
+) -> Report:
+    """Reads all of a capture, of any size, in little memory; what it found so far once `is_stopped` says so."""
     state = "being written" if capture.is_being_written else "not closed"
     look = _Look(Report(str(capture.path), state, capture.size, len(capture.segments), capture.missing))
     for place, record in capture.read(look.damage, progress):
+        if is_stopped():
+            return look.so_far()
         look.record(place, record)
     return look.done()
 
@@ -97,6 +102,11 @@ class _Look:
     def done(self) -> Report:
         for leg in self._open.values():
             _count(self._report.unanswered, leg)
+        return self._report
+
+    def so_far(self) -> Report:
+        """What was found in the beginning of the capture; nobody knows which requests will be answered."""
+        self._report.state = PART
         return self._report
 
     def _look_at_header(self, place: Place, header: Header) -> None:

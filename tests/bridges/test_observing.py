@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from bridges import observing
+from bridges.capture.taps import Clock, Tap
 from bridges.interfaces import model
 from bridges.observing import Observation
 from tests.fixtures_xenstored import StoreProcess, running_store
@@ -57,6 +58,10 @@ def directory() -> Iterator[Path]:
     shutil.rmtree(name)
 
 
+def no_tap() -> Tap:
+    return Tap("squeezed", Clock(int, int), lambda *_: None)
+
+
 async def until(holds: Callable[[], bool]) -> None:
     """Waits for a condition, twenty seconds at most."""
     async with asyncio.timeout(20):
@@ -95,7 +100,7 @@ async def test_the_exchanges_of_the_tree(connect: Callable[[], Any]) -> None:
     store, watched = await connect(), await connect()
     compared: list[Pair] = []
     observation = Observation(
-        squeezed(), watched, "squeezed", [], lambda *pair: compared.append(pair), clock=lambda: 1234.5
+        squeezed(), watched, "squeezed", [], lambda *pair: compared.append(pair[:2]), no_tap(), clock=lambda: 1234.5
     )
     calls = [
         ("login", (("service_name", b"xenopsd"),)),
@@ -159,7 +164,7 @@ async def test_hundreds_of_tight_calls(connect: Callable[[], Any]) -> None:
     """Every call is in the counts and in the methods; records are the last ones; what is compared is what crossed."""
     store, callers, watched = await connect(), await connect(), await connect()
     compared: list[Pair] = []
-    observation = Observation(squeezed(), watched, "squeezed", [], lambda *pair: compared.append(pair))
+    observation = Observation(squeezed(), watched, "squeezed", [], lambda *pair: compared.append(pair[:2]), no_tap())
     server = Server(store, "squeezed", answer, pid=os.getpid())
     await server.register()
     await store.mkdir("/squeezed/rpc/request/login/first")
@@ -192,10 +197,10 @@ async def test_what_is_told_of_it_fails(connect: Callable[[], Any], caplog: pyte
     """A failure behind on_complete is logged; the observation goes on."""
     store, watched = await connect(), await connect()
 
-    def fail(_request: Request, _response: Response) -> None:
+    def fail(*_: object) -> None:
         raise RuntimeError("behind")
 
-    observation = Observation(squeezed(), watched, "squeezed", [], fail)
+    observation = Observation(squeezed(), watched, "squeezed", [], fail, no_tap())
     async with asyncio.TaskGroup() as tasks:
         observation.arrange(tasks, tree=True, sockets=False)
         for number in (1, 2):
@@ -209,7 +214,7 @@ async def test_what_is_told_of_it_fails(connect: Callable[[], Any], caplog: pyte
 async def test_arranged_anew(connect: Callable[[], Any]) -> None:
     """While it goes on the counts go on, and it is not begun twice; stopped and begun again they start from nothing."""
     store, watched = await connect(), await connect()
-    observation = Observation(squeezed(), watched, "squeezed", [Path("/nowhere/memory")], lambda *_: None)
+    observation = Observation(squeezed(), watched, "squeezed", [Path("/nowhere/memory")], lambda *_: None, no_tap())
     async with asyncio.TaskGroup() as tasks:
         observation.arrange(tasks, tree=True, sockets=True)
         await store.mkdir("/squeezed/rpc/request/echo/id-1")
@@ -233,7 +238,7 @@ async def test_a_tree_that_cannot_be_watched(
 ) -> None:
     """The operator reads why; nothing else of the service is touched by it."""
     watched = await connect()
-    observation = Observation(squeezed(), watched, "squeezed", [], lambda *_: None)
+    observation = Observation(squeezed(), watched, "squeezed", [], lambda *_: None, no_tap())
 
     async def refuse(path: str, token: str | None = None) -> None:
         raise StoreRefused("EQUOTA", "WATCH", path)
@@ -251,7 +256,7 @@ async def test_who_is_at_the_sockets(directory: Path, monkeypatch: pytest.Monkey
     """Connections are counted with their callers, those that have gone too; no payload, at most so many names."""
     monkeypatch.setattr(observing, "CALLERS_KEPT", kept)
     path = directory / "memory"
-    observation = Observation(squeezed(), None, None, [path], lambda *_: None)
+    observation = Observation(squeezed(), None, None, [path], lambda *_: None, no_tap())
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen(10)

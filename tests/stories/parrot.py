@@ -88,6 +88,11 @@ class Parrot:
             reply["error"] = {"code": 1, "message": code, "data": data} if two else refused.description
         return json.dumps(reply).encode()
 
+    def _event(self) -> dict[str, Any]:
+        snapshot = {"name_label": self._accent, "other_config": {"password": self._password}}
+        found = {"id": "1", "timestamp": "0", "class": "vm", "operation": "mod", "ref": "OpaqueRef:1"}
+        return found | {"obj_uuid": "u", "snapshot": snapshot}
+
     def _say(self, method: str, params: list[Any]) -> Any:
         """The result of a call."""
         match method:
@@ -108,5 +113,7 @@ class Parrot:
                 return f"{self._accent} mount -o password={self._password}"
             case "host.call_plugin":
                 return f"password={self._password}"
+            case "event.from":
+                return {"events": [self._event()], "valid_ref_counts": {}, "token": "1"}
         code = "Internal_error" if isinstance(params[0], dict) else "INTERNAL_ERROR"
         raise Refused(code, f"{method} failed: {params}, known as {self._password}")
