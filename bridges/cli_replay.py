@@ -15,25 +15,35 @@ import typer
 from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from bridges.calls import Door
 from bridges.capture.store import Capture, CaptureError
-from bridges.cli_capture import CaptureArgument, opened, reading, tell_damage
+from bridges.cli_reading import (
+    CaptureArgument,
+    check_output,
+    opened,
+    reading,
+    tell_damage,
+    tell_stopped,
+    tell_unwritable,
+)
 from bridges.faults import Fault
 from bridges.interfaces import model
 from bridges.replay import driving, lint_html, lint_results, linting, masks, serving, terminal_report
 from bridges.replay.bindings import Bindings
-from bridges.replay.pairs import Selection, join
+from bridges.replay.pairs import REPEATED, Selection, Troubles, join
 from bridges.replay.planning import Order
 from bridges.replay.recorded import Recorded, TooMuch
 from bridges.replay.reports import html, junit
 from bridges.replay.results import Result, Verdict
 from bridges.replay.serving import ServeError
-from bridges.replay.targets import FORMS, Chosen, WrongTarget, choose, open_target
+from bridges.replay.targets import FORMS, Chosen, WrongTarget, choose, knock, open_target
 from bridges.replay.verdicts import Judge
+from bridges.replay.words import counted
 from bridges.settings import DEFAULT_PATH, Settings
 from bridges.terminal import NO, UNKNOWN, WRONG, JsonOption, SettingsOption, err, fail, out, print_json, settings_of
 
 replay = typer.Typer(
-    help="Send a capture's calls to a daemon and compare the answers, or stand in for one.",
+    help="Replay a capture: look at it, stand in for a daemon with it, or send its calls to one.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -41,11 +51,35 @@ replay = typer.Typer(
 BindOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--bind", metavar="RECORDED=NOW", help="What stands for a recorded handle or a redacted METHOD.PARAMETER now."
+        "--bind", metavar="RECORDED=NOW", help="Send NOW for a recorded handle, or as the redacted METHOD.PARAMETER."
     ),
 ]
 HtmlOption = Annotated[Path | None, typer.Option("--html", help="Write the report as one HTML page.")]
 DialectOption = Annotated[str | None, typer.Option(help="The dialect of the legacy daemon; else the settings'.")]
+TreeOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Its tree in the store is /NAME; else that of the service.")
+]
+
+_FASTEST: Final = 1e6
+_LONGEST: Final = 86_400.0  # seconds
+SpeedOption = Annotated[
+    float | None, typer.Option(help="So many times as fast as recorded; else 1.", min=0.001, max=_FASTEST)
+]
+RateOption = Annotated[
+    float | None, typer.Option(help="So many calls a second, instead of --speed.", min=0.001, max=_FASTEST)
+]
+ClosedOption = Annotated[
+    int | None, typer.Option(help="So many callers without a schedule, instead of --speed.", min=1, max=driving.AHEAD)
+]
+DeadlineOption = Annotated[
+    float | None, typer.Option(help="Wait so many seconds for an answer, no longer.", min=0.001, max=_LONGEST)
+]
+MasksOption = Annotated[
+    Path | None, typer.Option("--masks", help="A TOML file of differences that somebody answers for.")
+]
+NameOption = Annotated[str | None, typer.Option("--name", help="Its name on the bus, if another: that of a candidate.")]
+
+_PLACES: Final = FORMS.replace("http://HOST:PORT/, ", "")  # a stand-in listens at no TCP port
 
 _EXITS: Final = {Verdict.PASS: 0, Verdict.FAIL: NO, Verdict.INCONCLUSIVE: UNKNOWN}
 
@@ -58,10 +92,18 @@ def lint(
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what is in a capture and what a replay or a cutover would stumble over; nothing is sent."""
-    found, damage = opened(name, settings), list[str]()
+    """Say what a replay or a cutover would stumble over.
+
+    Nothing is sent. For a host where the bridge never was, import a log and lint that: services, callers, methods,
+    rates, sizes, and what the bridge could not carry. Ctrl-C ends it with what was found so far.
+    """
+    bindings = Bindings(_bound(bind))
+    found, damage = _opened(name, settings), list[str]()
+    check_output(page, found)
     with reading(found, damage.append) as records:
-        report = linting.lint(records, capture=name, bindings=Bindings(_bound(bind)), damage=damage)
+        report = linting.lint(
+            records, capture=name, bindings=bindings, damage=damage, was_stopped=lambda: records.was_stopped
+        )
     if page is not None:
         _write(page, lint_html.html(report))
     if as_json:
@@ -74,20 +116,23 @@ def lint(
 @replay.command()
 def serve(
     name: CaptureArgument,
-    service: Annotated[str, typer.Argument(help="The service whose recorded answers are given.")],
-    at: Annotated[list[str], typer.Option("--at", metavar="ADDRESS", help=f"Where: {FORMS}.")],
-    tree: Annotated[str | None, typer.Option(help="The tree in the store; else the service's name.")] = None,
+    service: Annotated[str, typer.Argument(metavar="SERVICE", help="The service whose recorded answers are given.")],
+    at: Annotated[list[str], typer.Option("--at", metavar="ADDRESS", help=f"Where it stands: {_PLACES}.")],
+    tree: TreeOption = None,
     dialect: DialectOption = None,
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Stand in for a daemon with the answers of a capture, until Ctrl-C. What is not in it is refused."""
+    """Stand in for a daemon with recorded answers, until Ctrl-C.
+
+    A call that is not in the capture is refused, counted, and never passed on.
+    """
     loaded = _settings_if_any(settings)
     try:
         places = [choose(loaded, service, each, tree=tree, dialect=dialect) for each in at]
     except WrongTarget as error:
-        fail(WRONG, str(error))
-    found, damage = opened(name, settings), list[str]()
+        fail(WRONG, f"--at: {error}")
+    found, damage = _opened(name, settings), list[str]()
     recorded = Recorded(_interface(places[0]), lambda text: err.print(text, markup=False))
     try:
         with reading(found, damage.append) as records:
@@ -95,6 +140,8 @@ def serve(
     except TooMuch as error:
         fail(WRONG, f"{name}: {error}")
     tell_damage(damage)
+    if records.was_stopped:
+        tell_stopped("the capture was not read to its end, and nobody stood in")
     if not count:
         fail(UNKNOWN, f"{name}: there is no answer of {service} in the capture")
 
@@ -126,33 +173,35 @@ def serve(
 def drive(
     name: CaptureArgument,
     to: Annotated[str, typer.Option("--to", metavar="TARGET", help=f"Who is asked: {FORMS}.")],
-    service: Annotated[str | None, typer.Option(help="Whose calls; else of the service that called first.")] = None,
-    method: Annotated[list[str] | None, typer.Option(help="Of these methods only; * and ? stand for any.")] = None,
-    door: Annotated[list[str] | None, typer.Option(help="That came at these doors only.")] = None,
-    allow_writes: Annotated[bool, typer.Option("--allow-writes", help="Send writes too, to a sandbox.")] = False,
-    speed: Annotated[float, typer.Option(help="How much faster than it was recorded.", min=0.001)] = 1.0,
-    rate: Annotated[float | None, typer.Option(help="So many calls a second instead.", min=0.001)] = None,
-    closed: Annotated[int | None, typer.Option(help="So many callers without a schedule instead.", min=1)] = None,
-    deadline: Annotated[
-        float | None, typer.Option(help="Seconds after which no answer is waited for.", min=0.001)
-    ] = None,
+    service: Annotated[str | None, typer.Option(help="Whose calls; else those of the service called first.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Only these methods; * and ? stand for any text.")] = None,
+    door: Annotated[list[Door] | None, typer.Option(help="Only calls that came at these doors.")] = None,
+    allow_writes: Annotated[bool, typer.Option("--allow-writes", help="Send writes too; only to a sandbox.")] = False,
+    speed: SpeedOption = None,
+    rate: RateOption = None,
+    closed: ClosedOption = None,
+    deadline: DeadlineOption = None,
     bind: BindOption = None,
-    mask_file: Annotated[Path | None, typer.Option("--masks", help="Differences that somebody answers for.")] = None,
-    bus_name: Annotated[str | None, typer.Option("--name", help="Another name on the bus, as of a candidate.")] = None,
-    tree: Annotated[str | None, typer.Option(help="The tree in the store; else the service's name.")] = None,
+    mask_file: MasksOption = None,
+    bus_name: NameOption = None,
+    tree: TreeOption = None,
     dialect: DialectOption = None,
     page: HtmlOption = None,
     xml: Annotated[Path | None, typer.Option("--junit", help="Write the report as JUnit XML.")] = None,
     settings: SettingsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Send the recorded calls of a service to a daemon, on their schedule, and compare its answers."""
+    """Send recorded calls to a daemon and compare its answers.
+
+    Each is sent once, on the schedule of the recording. Ctrl-C ends it with a report of what was sent so far.
+    """
+    _check_paces({"--speed": speed, "--rate": rate, "--closed": closed})
     known = _masks(mask_file)
     bindings = Bindings(_bound(bind))
-    if rate is not None and closed is not None:
-        fail(WRONG, "--rate and --closed exclude each other: a closed loop has no rate")
-    found = opened(name, settings)
-    options = driving.Drive(speed, rate, closed, allow_writes, deadline)
+    found = _opened(name, settings)
+    for path in (page, xml):
+        check_output(path, found)
+    options = driving.Drive(1.0 if speed is None else speed, rate, closed, allow_writes, deadline)
     services = () if service is None else (service,)
     run = _Run(found, Selection(services, tuple(method or ()), tuple(door or ())), known, bindings)
     chosen = service or run.first_service()
@@ -166,6 +215,8 @@ def drive(
         fail(error.code, str(error))
     except Fault as fault:
         fail(UNKNOWN, f"{to}: {fault.text}")
+    except KeyboardInterrupt:
+        tell_stopped("there is no report")
     if page is not None:
         _write(page, html(result))
     if xml is not None:
@@ -190,6 +241,8 @@ class _Run:
         """The service that was called first. Ends the command when nobody called."""
         with reading(self._found, lambda _damage: None) as records:
             first = next(join(records, window=1), None)
+        if records.was_stopped:
+            tell_stopped("nothing was sent")
         if first is None:
             fail(UNKNOWN, f"{self._found.path}: there is no call in the capture")
         return first.request.service
@@ -199,13 +252,15 @@ class _Run:
     ) -> Result:
         """The result, of what was sent until Ctrl-C."""
         started = datetime.now(UTC)
+        await knock(choose(settings, service, to, **more))
         async with open_target(settings, service, to, **more) as target:
             judge = Judge(self._masks, started.date(), {service: target.interface})
             stop = asyncio.Event()
             with _bar() as progress, _stopping(stop):
                 records = self._found.read(judge.damage)
+                troubles = Troubles()
                 timing = await driving.drive(
-                    (each for each in join(records) if self._selection.takes(each.request)),
+                    (each for each in join(records, troubles=troubles) if self._selection.takes(each.request)),
                     target,
                     options,
                     judge,
@@ -214,6 +269,8 @@ class _Run:
                     progress,
                     stop,
                 )
+            if troubles.repeated:
+                judge.damage(f"{troubles.first_repeated}: {counted(troubles.repeated, 'record')} left out: {REPEATED}")
             return judge.result(
                 capture=str(self._found.path),
                 target=target.description,
@@ -221,6 +278,23 @@ class _Run:
                 timing=timing,
                 interrupted=stop.is_set(),
             )
+
+
+def _check_paces(paces: dict[str, float | None]) -> None:
+    given = [option for option, value in paces.items() if value is not None]
+    if len(given) > 1:
+        fail(WRONG, f"{' and '.join(given)} exclude each other: each says how fast it goes")
+
+
+def _opened(name: str, settings: Path | None) -> Capture:
+    """A capture that can be replayed: handles and connections mean something on one host alone."""
+    found = opened(name, settings)
+    if len(found.hosts) > 1:
+        told = ", ".join(f"{segment} is of host {host}" for host, segment in found.hosts.items())
+        fail(
+            WRONG, f"{name}: captures of different hosts in one directory: {told}; replay one segment or separate them"
+        )
+    return found
 
 
 def _masks(path: Path | None) -> masks.Masks:
@@ -290,6 +364,6 @@ def _print(shown: list[RenderableType]) -> None:
 
 def _write(path: Path, text: str) -> None:
     try:
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
-        fail(WRONG, f"{path}: cannot be written: {error.strerror}")
+        tell_unwritable(path, error)

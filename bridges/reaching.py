@@ -13,7 +13,7 @@ from bridges.backends import Backend, BusDaemon, LegacyOverDatagrams, LegacyOver
 from bridges.calls import Door
 from bridges.faults import Fault, Kind
 from bridges.interfaces import model
-from bridges.settings import HttpDoorSettings, ServiceSettings, Settings
+from bridges.settings import HttpDoorSettings, ServiceSettings, Settings, SocketSettings
 from bridges.tongues import Tongues
 from dbus_side.bus import Bus
 from dbus_side.errors import BusError
@@ -46,14 +46,24 @@ def _http_client(settings: ServiceSettings, http: HttpDoorSettings) -> SocketCli
     return Tongues(settings).http_client(str(http.socket))
 
 
+def _framed_client(framed: SocketSettings) -> SocketClient:
+    return FramedClient(str(framed.socket))
+
+
 Client = TypeVar("Client", bound=SocketClient)
 MakeHttpClient = Callable[[ServiceSettings, HttpDoorSettings], SocketClient]
+MakeFramedClient = Callable[[SocketSettings], SocketClient]
 OURS: Final[MakeHttpClient] = _http_client
+OURS_IN_FRAMES: Final[MakeFramedClient] = _framed_client
 
 
 @asynccontextmanager
 async def open_way(
-    settings: Settings, service: ServiceSettings, door: Door, http_client: MakeHttpClient = OURS
+    settings: Settings,
+    service: ServiceSettings,
+    door: Door,
+    http_client: MakeHttpClient = OURS,
+    framed_client: MakeFramedClient = OURS_IN_FRAMES,
 ) -> AsyncIterator[Way]:
     """A way to the service at that door.
 
@@ -70,7 +80,7 @@ async def open_way(
             async with _closing(http_client(service, service.http)) as http:
                 yield Way(LegacyOverSocket(lambda: http, *tongues.call()), door)
         case Door.FRAMED if service.framed is not None:
-            async with _closing(FramedClient(str(service.framed.socket))) as framed:
+            async with _closing(framed_client(service.framed)) as framed:
                 yield Way(LegacyOverSocket(lambda: framed, *tongues.frame(), Door.FRAMED), door)
         case Door.DATAGRAM if service.datagram is not None:
             yield Way(LegacyOverDatagrams(service.datagram), door)

@@ -6,8 +6,9 @@ Facts, seen from the oxenstored of Xen 4.17:
 * a whole line is cut to 179 characters, `..` included (access-log-nb-chars - 1): a long path leaves little of a value
 * values are escaped as OCaml prints strings; a NUL is a space, like the one between path and value
 * reads are not there by default; refusals are `error` lines behind the operation, but for ENOENT
-* a transaction is over with `commit` or `conflict`; an aborted one has no line. One that is run again by the store
-  itself has `r(4):` before its connection, and a new number
+* a transaction is over with `commit` or `conflict`; an aborted one has no line. One that was merged into what another
+  one changed meanwhile has `coalesce` in the place of `commit`. One that is run again by the store itself has `r(4):`
+  before its connection, and a new number
 """
 
 from __future__ import annotations
@@ -145,7 +146,7 @@ class Calls:
         match line.operation:
             case "w event" | "w notfired":
                 return []
-            case "commit":
+            case "commit" | "coalesce":
                 return self._close(place, line)
             case "error":
                 if (group := self._groups.get(place)) is not None:

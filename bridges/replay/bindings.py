@@ -12,7 +12,8 @@ there are equally many; else for nothing. Which answer counts, when two give the
 Not a handle: None, the empty text, `OpaqueRef:NULL`. A name and no handle: what does not look made up (`is_made_up`),
 of a kind that is not known to one process alone: squeezed's session is the name under which a service logs in, any is
 accepted, and storage's datapaths and mirrors are named by their callers. A name passes as it is, unless an answer gave
-another one for it. Everything else must have come from a replayed answer or from `--bind`.
+another one for it, or the call that gave it when it was recorded has failed now. Everything else must have come from a
+replayed answer or from `--bind`.
 """
 
 from __future__ import annotations
@@ -109,6 +110,9 @@ class _Table:
     def __init__(self) -> None:
         self._all: OrderedDict[Key, Value] = OrderedDict()
 
+    def __contains__(self, key: Key) -> bool:
+        return key in self._all
+
     def get(self, key: Key) -> Value:
         found = self._all.get(key)
         if found is not None:
@@ -139,6 +143,7 @@ class Bindings:
         self._bound_back = {replayed: recorded for recorded, replayed in bound.items()}
         self._replayed = _Table()  # by the recorded one
         self._recorded = _Table()  # by the replayed one
+        self._failed = _Table()  # recorded ones that a call should have given
         self._places = Places()
 
     def arguments(self, exchange: Exchange, method: Method, service: Service) -> dict[str, Value]:
@@ -182,6 +187,18 @@ class Bindings:
             for one, other in _references(recorded, result, partial(self._stands_for, service, ANY_KIND)):
                 self._learn(service, ANY_KIND, one, other, overrides=False)
 
+    def failed(self, exchange: Exchange, method: Method, service: Service) -> None:
+        """Takes note of a write that gave nothing now: what it gave when it was recorded is no name."""
+        if method.effect is not Effect.WRITE or not method.produces:
+            return
+        try:
+            recorded = answer_of(method, exchange.reply)
+        except NotRecorded:
+            return
+        if not isinstance(recorded, Fault):
+            for key in self._places.given(method, service, recorded):
+                self._failed.put(key, key[-1], overrides=True)
+
     def back(self, exchange: Exchange, method: Method, service: Service, outcome: Outcome) -> Outcome:
         """A replayed answer with the recorded handles in place of those that stand for them, for comparing."""
         if isinstance(outcome, Fault):
@@ -208,7 +225,8 @@ class Bindings:
         if is_nothing(value):
             return value
         found = self._stands_for(service, kind, value)
-        if found is None and not is_name(service, kind, value):
+        is_known = is_name(service, kind, value) and key_of(service, kind, value) not in self._failed
+        if found is None and not is_known:
             text = f"{place}: no replayed answer gave the {kind} {_shown(str(value))}; bind it with --bind"
             raise Unbound(f"unbound {kind}", text)
         return value if found is None else found
@@ -277,7 +295,8 @@ class Bindings:
             return sent
         for place in self._places.consumed(method):
             for value in handles.found_by(place.walk, arguments):
-                sent[str(self._stands_for(service, place.kind, value))] = str(value)
+                if (stands := self._stands_for(service, place.kind, value)) is not None:
+                    sent[str(stands)] = str(value)
         return sent
 
     def _named_back(self, service: Service, sent: Mapping[str, str], text: str) -> str:

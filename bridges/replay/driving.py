@@ -3,13 +3,17 @@
 Open loop: exchange i is due at t0 + (due_i - due_0) / speed, or i / rate, on an absolute schedule, whatever became of
 those before it; a call waits besides for those that it must follow (`planning.Order`) and for its handles. Latency is
 measured from the due time: a target that stalls is not asked less for it. How late we were ourselves, beyond the due
-time and the end of what a call had to follow, is the lateness; a run that could not keep its schedule says so.
+time, the end of what a call had to follow and the room that the target had for it, is the lateness; a run that could
+not keep its schedule says so.
 
 Closed loop: so many workers, in the order of the recording, each sending when its last call is over. Their latency is
 measured from the send, so a stall hides the calls that were not made.
 
+Whether the target is a sandbox is asked anew before each write; once it is not, no write is sent any more.
+
 What is bounded, and what full means
-    calls in memory   `AHEAD`: the capture is read no further, and calls behind come late, which counts
+    calls in memory   `AHEAD`: the capture is read no further, and calls behind wait, on the target's account
+    calls with it     `Target.at_once`: others wait, each no longer than its deadline
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Final, Protocol, TypeVar
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 from bridges.calls import Call, Door, Value
 from bridges.comparison import Outcome
@@ -32,7 +36,7 @@ from bridges.interfaces.model import Effect, Method
 from bridges.replay.bindings import Bindings, Unbound
 from bridges.replay.http_client import ON_THE_WAY
 from bridges.replay.pairs import Exchange
-from bridges.replay.planning import Order, Schedule, is_late
+from bridges.replay.planning import LONG_POLL, NO_SANDBOX, OTHER_SERVICE, WRITE, Order, Schedule, is_late
 from bridges.replay.results import Timing
 from bridges.replay.tallies import Histogram
 from bridges.replay.targets import Target, WrongTarget
@@ -46,11 +50,9 @@ GRACE: Final = 5.0
 HEAD_START: Final = 0.05  # seconds until the first call is due, to have those after it ready
 
 INTERRUPTED: Final = "interrupted"
-LONG_POLL: Final = "long poll"
 NOT_WRITTEN_DOWN: Final = "no such method"
 NOT_AT_THIS_DOOR: Final = "not at this door"
-OTHER_SERVICE: Final = "another service"
-WRITE: Final = "--allow-writes was not given"
+NUMBER_TAKEN: Final = "the seq of another call"
 CUT_OFF: Final = "stopped before the answer came"
 
 T = TypeVar("T")
@@ -85,17 +87,28 @@ class _CutOff:
     """What came of a call whose answer was not waited for."""
 
 
+class _NotSent(NamedTuple):
+    """What came of a call that was held back in the last moment."""
+
+    why: str
+
+
 class _Sending:
     """One call on its way: waiting for its time, for what it must follow, or for its answer."""
 
-    __slots__ = ("after", "due", "exchange", "is_over", "is_sent", "method", "over_at", "sent_at", "task", "timer")
+    __slots__ = (
+        "after", "due", "exchange", "is_over", "is_sent", "late", "method", "over_at", "ready", "sent_at", "task",
+        "timer",
+    )  # fmt: skip
 
-    def __init__(self, exchange: Exchange, method: Method, after: list[_Sending]) -> None:
+    def __init__(self, exchange: Exchange, method: Method, after: list[_Sending], due: float, ready: float) -> None:
         self.exchange = exchange
         self.method = method
         self.after = after
-        self.due = 0.0
+        self.due = due
+        self.ready = ready  # when nothing but us holds it up any more
         self.is_sent = False
+        self.late = 0.0
         self.sent_at = 0.0
         self.is_over = asyncio.Event()
         self.over_at = 0.0
@@ -146,6 +159,9 @@ class _Driver:
         self._progress = progress
         self._loop = asyncio.get_running_loop()
         self._room = asyncio.Semaphore(options.closed or AHEAD)  # a worker is nothing but the right to have a call open
+        self._held_until = 0.0  # when there was room again, after there had been none
+        self._at_once = asyncio.Semaphore(target.at_once or AHEAD)
+        self._may_write = options.allow_writes
         self._open: dict[int, _Sending] = {}
         self._idle = asyncio.Event()
         self._idle.set()
@@ -182,7 +198,10 @@ class _Driver:
             for exchange in chunk:
                 method = self._sendable(exchange)
                 if method is not None:
+                    was_full = self._room.locked()
                     await self._room.acquire()
+                    if was_full:
+                        self._held_until = self._loop.time()
                     await self._admit(exchange, method)
         await self._idle.wait()
 
@@ -199,6 +218,8 @@ class _Driver:
         request = exchange.request
         if request.service != self._target.interface.name:
             return OTHER_SERVICE
+        if request.seq in self._open:
+            return NUMBER_TAKEN
         method = self._target.interface.method(request.method)
         if method is None:
             return NOT_WRITTEN_DOWN
@@ -217,10 +238,9 @@ class _Driver:
             await asyncio.sleep(due - HORIZON - self._loop.time())  # at least for those whose time has come
         waits = self._order.waits(exchange, method, self._target.interface)
         after = [self._open[each] for each in waits if each in self._open]
-        sending = self._open[seq] = _Sending(exchange, method, after)
+        sending = self._open[seq] = _Sending(exchange, method, after, due, max(due, self._held_until))
         self._idle.clear()
         if self._options.closed is None:
-            sending.due = due
             sending.timer = self._loop.call_at(sending.due, self._begin, sending)
         else:
             self._begin(sending)
@@ -247,11 +267,10 @@ class _Driver:
 
     async def _carry_out(self, sending: _Sending) -> None:
         try:
-            ready = sending.due
             for earlier in sending.after:
                 await earlier.is_over.wait()
-                ready = max(ready, earlier.over_at)
-            await self._send(sending, ready)
+                sending.ready = max(sending.ready, earlier.over_at)
+            await self._send(sending)
         except asyncio.CancelledError:
             if not sending.is_sent:
                 self._judge.not_sent(sending.exchange, INTERRUPTED)
@@ -259,18 +278,20 @@ class _Driver:
         finally:
             self._finish(sending)
 
-    async def _send(self, sending: _Sending, ready: float) -> None:
+    async def _send(self, sending: _Sending) -> None:
         exchange, method = sending.exchange, sending.method
         interface = self._target.interface
         try:
             arguments = self._bindings.arguments(exchange, method, interface)
         except Unbound as unbound:
-            self._judge.not_sent(exchange, unbound.why)
+            self._not_sent(sending, unbound.why)
             return
-        sending.is_sent = True
         sending.sent_at = self._loop.time()
-        ON_THE_WAY.set(partial(self._note_sent, sending))
-        outcome = await self._ask(method, arguments)
+        sending.late = sending.sent_at - sending.ready
+        outcome = await self._in_turn(sending, arguments)
+        if isinstance(outcome, _NotSent):
+            self._not_sent(sending, outcome.why)
+            return
         if isinstance(outcome, _CutOff):
             self._judge.unanswered(exchange, CUT_OFF)
             return
@@ -278,21 +299,54 @@ class _Driver:
         took = answered - sending.sent_at
         self._service_time.add(_microseconds(took))
         if self._options.closed is None:
-            self._lateness.add(_microseconds(sending.sent_at - ready))
+            self._lateness.add(_microseconds(sending.late))
             took = answered - sending.due
-        if not isinstance(outcome, Fault):
+        if isinstance(outcome, Fault):
+            self._bindings.failed(exchange, method, interface)
+        else:
             self._bindings.learn(exchange, method, interface, outcome)
         outcome = self._bindings.back(exchange, method, interface, outcome)
         self._judge.judge(exchange, outcome, _microseconds(took))
 
-    def _note_sent(self, sending: _Sending) -> None:
-        sending.sent_at = self._loop.time()
+    def _not_sent(self, sending: _Sending, why: str) -> None:
+        self._judge.not_sent(sending.exchange, why)
+        self._bindings.failed(sending.exchange, sending.method, self._target.interface)
 
-    async def _ask(self, method: Method, arguments: dict[str, Value]) -> Outcome | _CutOff:
-        """What the target answers, asked once. Cut off, a write may have been executed."""
+    async def _in_turn(self, sending: _Sending, arguments: dict[str, Value]) -> Outcome | _CutOff | _NotSent:
+        """Asks once the target has room for one more call; with a write, only if it is a sandbox in that moment."""
+        method = sending.method
         assert method.deadline is not None
         patience = method.deadline if self._options.deadline is None else min(method.deadline, self._options.deadline)
         call = Call(method, arguments, self._target.door, time.monotonic() + patience)
+        try:
+            async with asyncio.timeout(patience):
+                await self._at_once.acquire()
+        except TimeoutError:
+            return Fault(Kind.TIMED_OUT, f"{method.name}: was not sent, the target had no room for it")
+        try:
+            if method.effect is Effect.WRITE and not await self._is_sandbox():
+                return _NotSent(NO_SANDBOX)
+            sending.is_sent = True
+            sending.sent_at = self._loop.time()
+            ON_THE_WAY.set(partial(self._note_sent, sending))
+            return await self._ask(call)
+        finally:
+            self._at_once.release()
+
+    async def _is_sandbox(self) -> bool:
+        """Whether writes may be sent still: what was no sandbox once in a run is none any more."""
+        if self._may_write and (why := await self._target.declares_sandbox()) is not None and self._may_write:
+            self._may_write = False
+            LOG.warning("%s gets no more writes: %s", self._target.description, why)
+        return self._may_write
+
+    def _note_sent(self, sending: _Sending) -> None:
+        now = self._loop.time()
+        sending.late += now - sending.sent_at
+        sending.sent_at = now
+
+    async def _ask(self, call: Call) -> Outcome | _CutOff:
+        """What the target answers, asked once. Cut off, a write may have been executed."""
         try:
             return await self._target.backend.ask(call)
         except Fault as fault:
@@ -300,8 +354,8 @@ class _Driver:
         except asyncio.CancelledError:
             return _CutOff()
         except Exception:
-            LOG.exception("replay: %s %s", method.service, method.name)
-            return Fault(Kind.INTERNAL, f"{method.name}: a defect of replay, see the log")
+            LOG.exception("replay: %s %s", call.method.service, call.method.name)
+            return Fault(Kind.INTERNAL, f"{call.method.name}: a defect of replay, see the log")
 
     def _finish(self, sending: _Sending) -> None:
         sending.after = []  # or each call would keep all those before it

@@ -72,8 +72,11 @@ def _have_one_shape(left: Any, right: Any) -> bool:
 def _are_near(rel: float, absolute: float, left: Any, right: Any) -> bool:
     if not all(isinstance(side, int | float) and not isinstance(side, bool) for side in (left, right)):
         return False
-    distance = abs(left - right)
-    return math.isfinite(distance) and bool(distance <= absolute or distance <= rel * abs(left))
+    try:
+        distance = abs(left - right)
+        return math.isfinite(distance) and bool(distance <= absolute or distance <= rel * abs(left))
+    except OverflowError:  # an integer beyond all floats
+        return False
 
 
 def _are_one_set(left: Any, right: Any) -> bool:
@@ -101,13 +104,13 @@ def _are_times(within: float | None, left: Any, right: Any) -> bool:
 
 def _seconds(value: Any) -> float | None:
     """A time as seconds since 1970; one without a zone is in UTC, as those of the toolstack are."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value) if math.isfinite(value) else None
-    if not isinstance(value, str):
-        return None
     try:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value) if math.isfinite(value) else None
+        if not isinstance(value, str):
+            return None
         found = datetime.fromisoformat(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return (found if found.tzinfo is not None else found.replace(tzinfo=UTC)).timestamp()
 

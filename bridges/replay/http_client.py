@@ -42,16 +42,19 @@ ON_THE_WAY: ContextVar[Callable[[], None] | None] = ContextVar("on_the_way", def
 
 
 class HttpxClient:
-    """A daemon at a Unix socket (`path`), or at the host and port of `url`. Calls are POSTed to `url`."""
+    """A daemon at a Unix socket (`path`), or at the host and port of `url`. Calls are POSTed to `url`.
 
-    def __init__(self, url: str, path: str | None = None) -> None:
+    `check` is asked once connected to a path, before anything is sent; an OSError of it means that nothing was.
+    """
+
+    def __init__(self, url: str, path: str | None = None, check: Callable[[], None] = lambda: None) -> None:
         self._url = url
         # No connection is kept: a daemon may close one at any time, and a call on it would then be in doubt.
         limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=0)
         transport = (
             httpx.AsyncHTTPTransport(limits=limits, retries=0, trust_env=False)
             if path is None
-            else _UnixSocket(path, limits)
+            else _UnixSocket(path, limits, check)
         )
         self._client = httpx.AsyncClient(transport=transport, headers=_HEADERS, follow_redirects=False, trust_env=False)
 
@@ -104,26 +107,35 @@ class _UnixSocket(httpx.AsyncHTTPTransport):
     when that is cancelled (anyio 4.16); legacy daemons have a queue of 5.
     """
 
-    def __init__(self, path: str, limits: httpx.Limits) -> None:
+    def __init__(self, path: str, limits: httpx.Limits, check: Callable[[], None]) -> None:
         super().__init__(uds=path, limits=limits, retries=0, trust_env=False)
         self._pool = httpcore.AsyncConnectionPool(
             uds=path,
             max_connections=limits.max_connections,
             max_keepalive_connections=limits.max_keepalive_connections,
-            network_backend=_Network(),
+            network_backend=_Network(check),
         )
 
 
 class _Network(httpcore.AsyncNetworkBackend):
     """Connects Unix sockets. How long anything may take, here and below, is for `HttpxClient.call` to limit."""
 
+    def __init__(self, check: Callable[[], None]) -> None:
+        self._check = check
+
     async def connect_unix_socket(
         self, path: str, timeout: float | None = None, socket_options: object = None
     ) -> httpcore.AsyncNetworkStream:
         try:
-            return _Connection(await connect_unix(path))
+            connection = await connect_unix(path)
         except OSError as error:
             raise httpcore.ConnectError(f"{path}: {error}") from error
+        try:
+            self._check()
+        except OSError as error:
+            connection.close()
+            raise httpcore.ConnectError(f"{path}: {error}") from error
+        return _Connection(connection)
 
 
 class _Connection(httpcore.AsyncNetworkStream):

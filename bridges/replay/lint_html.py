@@ -36,9 +36,10 @@ from bridges.replay.pages import (
     texts,
     verdict_box,
 )
+from bridges.replay.tallies import nanoseconds
 
 LEVELS: Final = {Level.WRONG: "bad", Level.WARNING: "open", Level.NOTE: "soft"}
-LOOKS: Final = {Outcome.CLEAN: "good", Outcome.WRONG: "bad", Outcome.EMPTY: "open"}
+LOOKS: Final = {Outcome.CLEAN: "good", Outcome.WRONG: "bad", Outcome.PART: "open", Outcome.EMPTY: "open"}
 _FINDINGS: Final = (*texts("finding", "method"), *numbers("times"), *texts("first at", "what"))
 _TRAFFIC: Final = numbers("calls", "rate", "busiest second", "busiest minute")
 _SERVICES: Final = (
@@ -82,8 +83,8 @@ def _facts(report: LintReport) -> Iterator[tuple[str, Content]]:
     yield "Capture", code(report.capture)
     yield "Made from", ", ".join(report.sources)
     yield "Hosts", ", ".join(report.hosts)
-    yield "First call", words.moment(int(report.began or 0))
-    yield "Last call", words.moment(int(report.ended or 0))
+    yield "First call", words.moment(nanoseconds(report.began))
+    yield "Last call", words.moment(nanoseconds(report.ended))
     yield "Over", words.span(report.seconds) if report.calls else ""
     yield "Calls", f"{report.calls:,} in {words.counted(report.records, 'record')}"
 
@@ -101,7 +102,7 @@ def _findings(findings: list[Finding]) -> Iterator[tuple[Content, ...]]:
 
 
 def _named(method: str, service: str) -> Markup:
-    return joined(code(method), " ", element("span", service, class_="soft"))
+    return element("span", code(method), " ", element("span", service, class_="soft"))
 
 
 def _traffic(traffic: Traffic) -> tuple[Content, ...]:

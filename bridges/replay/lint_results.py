@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from enum import StrEnum
 from typing import Final
 
@@ -38,6 +39,7 @@ class Kind(StrEnum):
     INTERFACE = "other interface"
     NO_ANSWER = "no answer"
     NO_REQUEST = "answer without a call"
+    REPEATED = "repeated record"
     NO_ARGUMENTS = "arguments not seen"
     NO_RESULT = "result not seen"
     CUT = "cut"
@@ -72,6 +74,7 @@ KINDS: Final = {
     Kind.INTERFACE: Meaning(Level.WARNING, "captured with other interface data; types were checked against today's"),
     Kind.NO_ANSWER: Meaning(Level.WARNING, "half a pair: replay sends it and has nothing to compare with"),
     Kind.NO_REQUEST: Meaning(Level.WARNING, "half a pair: what was asked is not in the capture"),
+    Kind.REPEATED: Meaning(Level.WARNING, "the number of an earlier record, or a second answer to a call: left out"),
     Kind.NO_ARGUMENTS: Meaning(Level.WARNING, "only observed, and gone before it was read: replay cannot send it"),
     Kind.NO_RESULT: Meaning(Level.WARNING, "only observed, and gone before it was read: there is nothing to compare"),
     Kind.CUT: Meaning(Level.WARNING, "the source has only the beginning: types could not be checked"),
@@ -150,7 +153,10 @@ class MethodRow(msgspec.Struct, frozen=True):
 
 
 class LintReport(msgspec.Struct, frozen=True):
-    """All of it; findings the weightiest first. Times are decimal nanoseconds since 1970, as in the records."""
+    """All of it; findings the weightiest first. Times are decimal nanoseconds since 1970, as in the records.
+
+    `interrupted`: only the beginning of the capture was read.
+    """
 
     capture: str
     sources: dict[str, int]
@@ -165,6 +171,7 @@ class LintReport(msgspec.Struct, frozen=True):
     methods: list[MethodRow]
     findings: list[Finding]
     damage: list[str] = []
+    interrupted: bool = False
     schema: int = SCHEMA
 
 
@@ -173,32 +180,45 @@ class Outcome(StrEnum):
 
     CLEAN = "NOTHING WRONG"
     WRONG = "SOMETHING WRONG"
+    PART = "INTERRUPTED"
     EMPTY = "NO CALLS"
 
 
 def outcome(report: LintReport) -> Outcome:
-    if not report.calls:
-        return Outcome.EMPTY
-    return Outcome.WRONG if any(f.level is Level.WRONG for f in report.findings) else Outcome.CLEAN
+    if any(f.level is Level.WRONG for f in report.findings):
+        return Outcome.WRONG
+    if report.interrupted:
+        return Outcome.PART
+    return Outcome.CLEAN if report.calls else Outcome.EMPTY
 
 
 def exit_code(report: LintReport) -> int:
-    """0: nothing that would make a replay or a cutover fail; 1: something; 3: no calls."""
-    return {Outcome.CLEAN: 0, Outcome.WRONG: 1, Outcome.EMPTY: 3}[outcome(report)]
+    """0: nothing that would make a replay or a cutover fail; 1: something; 3: no calls, or not all of them."""
+    return {Outcome.CLEAN: 0, Outcome.WRONG: 1, Outcome.PART: 3, Outcome.EMPTY: 3}[outcome(report)]
 
 
 def reasons(report: LintReport) -> list[str]:
     """Why it says so, in sentences."""
-    if not report.calls:
-        return [f"there are no calls among the {report.records:,} records of this capture"]
-    found = dict.fromkeys(Level, 0)
-    for finding in report.findings:
-        found[finding.level] += 1
-    carried = sum(row.carried for row in report.methods)
-    refused = sum(row.not_carried for row in report.methods)
-    lossy = sum(row.lossy for row in report.methods)
-    untold = sum(row.untold for row in report.methods)
-    sentences = [f"{found[Level.WRONG]} wrong, {found[Level.WARNING]} to look at, {found[Level.NOTE]} to know"]
-    told = f"of {report.calls:,} calls the bridge carries {carried:,} without loss, {lossy:,} with one, {refused:,} not"
-    sentences.append(f"{told}; of {untold:,} the capture does not have enough to tell")
+    sentences = []
+    if report.interrupted:
+        sentences.append(f"it was interrupted: only the first {report.records:,} records were read")
+    elif not report.calls:
+        sentences.append(f"there are no calls among the {report.records:,} records of this capture")
+    found = Counter(finding.level for finding in report.findings)
+    if report.calls or found:
+        sentences.append(f"{found[Level.WRONG]} wrong, {found[Level.WARNING]} to look at, {found[Level.NOTE]} to know")
+    if report.calls:
+        sentences.append(_carriage(report))
     return sentences
+
+
+def _carriage(report: LintReport) -> str:
+    rows = report.methods
+    told = [f"the bridge would carry {sum(row.carried for row in rows):,} of {report.calls:,} calls without loss"]
+    if lossy := sum(row.lossy for row in rows):
+        told.append(f"{lossy:,} with a loss")
+    if refused := sum(row.not_carried for row in rows):
+        told.append(f"{refused:,} not at all")
+    if untold := sum(row.untold for row in rows):
+        told.append(f"of {untold:,} the capture does not have enough to tell")
+    return ", ".join(told)

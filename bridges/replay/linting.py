@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from bridges.capture import detectors, records
@@ -54,9 +54,15 @@ UNKNOWN: Final = "unknown"
 
 
 def lint(
-    found: Iterable[tuple[Place, Record]], *, capture: str, bindings: Bindings, damage: Sequence[str] = ()
+    found: Iterable[tuple[Place, Record]],
+    *,
+    capture: str,
+    bindings: Bindings,
+    damage: Sequence[str] = (),
+    was_stopped: Callable[[], bool] = lambda: False,
 ) -> LintReport:
-    """Reads a capture once. `damage` are sentences that reading it adds while it goes on.
+    """Reads a capture once. `damage` are sentences that reading it adds while it goes on; `was_stopped` says in the end
+    whether all of it was read.
 
     `bindings` are those that a replay would begin with. The memory this takes does not grow with the capture.
     """
@@ -64,7 +70,7 @@ def lint(
     troubles = Troubles()
     for exchange in join(walk.over(found), troubles=troubles):
         walk.take(exchange)
-    return walk.report(capture, troubles, list(damage))
+    return walk.report(capture, troubles, list(damage), interrupted=was_stopped())
 
 
 class _Flow:
@@ -266,10 +272,12 @@ class _Walk:
 
     # ---- the end
 
-    def report(self, capture: str, troubles: Troubles, damage: list[str]) -> LintReport:
+    def report(self, capture: str, troubles: Troubles, damage: list[str], *, interrupted: bool) -> LintReport:
         """What was seen, as a whole."""
         if troubles.strays:
-            self._note(Kind.NO_REQUEST, "", "", "", "replies whose request is not in the capture", troubles.strays)
+            self._note(Kind.NO_REQUEST, "", "", troubles.first_stray, "", troubles.strays)
+        if troubles.repeated:
+            self._note(Kind.REPEATED, "", "", troubles.first_repeated, "", troubles.repeated)
         for text in damage:
             self._note(Kind.DAMAGE, "", "", "", text)
         seconds = self._line.now / _SECOND
@@ -289,6 +297,7 @@ class _Walk:
             methods=sorted(methods, key=lambda row: (-row.traffic.calls, row.service, row.method)),
             findings=self._ranked(),
             damage=damage,
+            interrupted=interrupted,
         )
 
     def _service_row(self, name: str, row: _OfService, seconds: float) -> ServiceRow:

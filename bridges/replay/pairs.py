@@ -54,6 +54,16 @@ class Troubles:
         if len(shown) < _SHOWN:
             shown.append(str(place))
 
+    @property
+    def first_stray(self) -> str:
+        """The place of the first reply without a request; empty when there is none."""
+        return next(iter(self._shown.get(_STRAY, ())), "")
+
+    @property
+    def first_repeated(self) -> str:
+        """The place of the first record that repeats another one; empty when there is none."""
+        return next(iter(self._shown.get(_REPEATED, ())), "")
+
     def sentences(self) -> list[str]:
         """One for each kind of trouble that there was, with the first places."""
         counts = {_HALF: self.half, _STRAY: self.strays, _REPEATED: self.repeated}
@@ -66,7 +76,8 @@ class Troubles:
 
 _HALF: Final = "requests have no reply"
 _STRAY: Final = "replies have no request"
-_REPEATED: Final = "records repeat an earlier one (the same seq, or another answer to the same call) and were left out"
+REPEATED: Final = "the same seq, or another answer to the same call"
+_REPEATED: Final = f"records repeat an earlier one ({REPEATED}) and were left out"
 
 
 class Selection(NamedTuple):

@@ -20,6 +20,13 @@ from bridges.replay.results import Spread
 from bridges.replay.tallies import Line
 from bridges.xmlrpc_values import Mismatch
 
+# Why calls are left out that nobody meant to send.
+LONG_POLL: Final = "long poll"
+OTHER_SERVICE: Final = "another service"
+WRITE: Final = "--allow-writes was not given"
+NOT_MEANT: Final = frozenset({LONG_POLL, OTHER_SERVICE, WRITE})
+NO_SANDBOX: Final = "the target no longer says that it is a sandbox"
+
 _NEVER: Final = 1 << 63  # nanoseconds: the end of a call of which no end is known
 _LATENESS: Final = 10_000  # microseconds at the 99th percentile that a run may always have
 _SHARE: Final = 0.05  # of the service time

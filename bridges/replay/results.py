@@ -13,7 +13,8 @@ SCHEMA: Final = 1
 class Verdict(StrEnum):
     """What came of a run.
 
-    PASS          everything that was to be compared was compared, and was the same or under a mask
+    PASS          what was compared was the same or under a mask, and it was at least half of the calls, and of the
+                  writes, that were meant to be sent
     FAIL          something differed, or a mask has expired
     INCONCLUSIVE  neither: too little was sent or compared, the schedule was not kept, the capture is damaged
     """

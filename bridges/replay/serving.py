@@ -35,9 +35,11 @@ from bridges.rpc_doors import Beside, FramedSocket, HttpDoor, Server, SocketCall
 from bridges.situation import DoorError, Situation
 from bridges.state import Standing
 from bridges.tongues import Tongues
+from dbus_side.errors import BusError
 from dbus_side.exported import ObjectTree
 from dbus_side.messages import NameOutcome
 from xenstore_rpc import rpc
+from xenstore_rpc.errors import XenstoreError
 
 DRAIN_SECONDS: Final = 5.0
 _QUEUE: Final = 1024
@@ -140,7 +142,11 @@ class _StandIn:
         doors.BusDoor(self._dispatch, self._backends, self._on_bus, self._afterwards, self._tap).export(objects)
         async with open_bus(address.settings.bus_address) as bus:
             bus.serve(objects.answer)
-            if await bus.request_name(address.bus_name) is not NameOutcome.OWNER:
+            try:
+                outcome = await bus.request_name(address.bus_name)
+            except BusError as error:
+                raise ServeError(f"{address.bus_name} cannot be owned: {error}") from None
+            if outcome is not NameOutcome.OWNER:
                 raise ServeError(f"{address.bus_name} is owned by another daemon: end it, or choose another bus")
 
             async def watch() -> None:
@@ -150,7 +156,8 @@ class _StandIn:
             watching = asyncio.create_task(watch(), name="bus of the stand-in")
             try:
                 yield
-                await bus.release_name(address.bus_name)
+                with suppress(BusError):  # a bus that is gone has no names
+                    await bus.release_name(address.bus_name)
                 await self._dispatch.drain(DRAIN_SECONDS)
             finally:
                 watching.cancel()
@@ -167,10 +174,13 @@ class _StandIn:
 
         async with open_store(address.settings.xenstore_socket) as store:
             server = rpc.Server(store, tree, door.answer, pid=os.getpid(), on_foreign_pid=foreign)
-            registered = await server.pid()
-            if registered and registered != os.getpid() and is_alive(registered):
-                raise ServeError(f"/{tree} is served by process {registered}: end it, or choose another tree")
-            await server.register()
+            try:
+                registered = await server.pid()
+                if registered and registered != os.getpid() and is_alive(registered):
+                    raise ServeError(f"/{tree} is served by process {registered}: end it, or choose another tree")
+                await server.register()
+            except XenstoreError as error:
+                raise ServeError(f"/{tree} cannot be served: {error}") from None
             serving = asyncio.create_task(server.run(), name="tree of the stand-in")
             try:
                 yield
@@ -178,8 +188,9 @@ class _StandIn:
             finally:
                 await server.stop()
                 await asyncio.wait([serving])
-                if await server.pid() == os.getpid():
-                    await store.rm(f"/{tree}/pid")
+                with suppress(XenstoreError):  # a store that is gone has taken the node with it
+                    if await server.pid() == os.getpid():
+                        await store.rm(f"/{tree}/pid")
 
     @asynccontextmanager
     async def _at_datagrams(self, address: Chosen) -> AsyncIterator[None]:

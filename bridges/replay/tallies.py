@@ -75,7 +75,7 @@ class Line:
 
     def at(self, request: Request, boot: str) -> int:
         """Nanoseconds since the first request."""
-        ts, mono = _number(request.ts), _number(request.mono)
+        ts, mono = nanoseconds(request.ts), nanoseconds(request.mono)
         by_mono = mono > 0
         clock = mono if by_mono else ts
         # In an import `mono` is the same as `ts`, and may be set back as well.
@@ -116,5 +116,6 @@ def add(counts: dict[str, int], name: str, most: int = 64) -> None:
     counts[name] = counts.get(name, 0) + 1
 
 
-def _number(text: str) -> int:
+def nanoseconds(text: str) -> int:
+    """A time of a record; 0 for one that is no number."""
     return int(text) if text.isdecimal() and len(text) <= 20 else 0

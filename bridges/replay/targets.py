@@ -11,12 +11,15 @@
 A target declares itself a sandbox in its own words: on the bus by the property `Sandbox` of org.xen.xcp.Sandbox1 at
 /org/xen/xcp/SERVICE, which the process answers that owns the name; for a socket by a file SOCKET.sandbox beside it; in
 the store by the node /TREE/sandbox with the value 1. TCP and datagrams have no such place: never a sandbox.
+
+Driven is who was there when the target was opened: the process that owned the name, the socket that was bound at the
+path, for writes the process that served the tree. Whoever comes in its place has declared nothing, and is not asked.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
-import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -32,14 +35,15 @@ from bridges.dbus_translation import Translation
 from bridges.faults import Fault, Kind
 from bridges.interfaces import model
 from bridges.reaching import NoSuchDoor, Way, open_way
-from bridges.replay.http_client import HttpxClient
+from bridges.replay.bound import Bound, FramedToBound
+from bridges.replay.http_client import AT_ONCE, HttpxClient
 from bridges.settings import HttpDoorSettings, ServiceSettings, Settings, SocketSettings
 from dbus_side import introspection, names
 from dbus_side.bus import Bus
 from dbus_side.errors import BusError
 from dbus_side.signatures import Variant
 from xenstore_rpc.connection import Store
-from xenstore_rpc.errors import StoreRefused, XenstoreError
+from xenstore_rpc.errors import StoreLost, StoreRefused, XenstoreError
 
 SANDBOX: Final = introspection.Interface(
     name="org.xen.xcp.Sandbox1", properties=(introspection.Property("Sandbox", "b", "read"),)
@@ -48,7 +52,8 @@ FORMS: Final = (
     "bus, legacy, bus:ADDRESS, http:PATH, http://HOST:PORT/, framed:PATH, xenstore:SOCKET or datagram:@ADDRESS"
 )
 _PROPERTIES: Final = "org.freedesktop.DBus.Properties"
-_PATIENCE: Final = 10.0
+_PATIENCE: Final = 10.0  # seconds
+_HTTP_PORT: Final = 80
 
 
 class WrongTarget(Exception):
@@ -78,7 +83,8 @@ class Chosen:
 class Target:
     """An open target. `description` is for the report.
 
-    `declares_sandbox` gives None when the target says that it is one, else why it counts as none.
+    `declares_sandbox` gives None when the target says that it is one, else why it counts as none; to be asked before
+    every write. `at_once` is how many calls may be with the target at a time, None: any number.
     """
 
     backend: Backend
@@ -86,6 +92,7 @@ class Target:
     interface: model.Service
     description: str
     declares_sandbox: Callable[[], Awaitable[str | None]]
+    at_once: int | None = None
 
 
 class _Process(BusDaemon):
@@ -93,8 +100,22 @@ class _Process(BusDaemon):
 
     def __init__(self, bus: Bus, owner: str, interface: model.Service) -> None:
         super().__init__(interface.name, Translation(interface))
-        self.bus = bus
+        self.bus: Bus = bus
         self._name = owner
+        self._path = names.service_path(interface.name)
+        self._has_declared = False
+
+    async def declares_sandbox(self) -> str | None:
+        """What a process said of itself holds as long as it lives: its own name on the bus is never another's."""
+        if self._has_declared:
+            return None
+        asked = (SANDBOX.name, "Sandbox")
+        try:
+            reply = await self.bus.call(self._name, self._path, _PROPERTIES, "Get", "ss", asked, timeout=_PATIENCE)
+        except BusError as error:
+            return f"the target does not say that it is a sandbox: {error}"
+        self._has_declared = reply.body == (Variant("b", True),)  # noqa: FBT003 -- the value of a property
+        return None if self._has_declared else "the target says that it is no sandbox"
 
 
 @asynccontextmanager
@@ -113,27 +134,48 @@ async def open_target(
     and Fault UNAVAILABLE when nobody is there.
     """
     chosen = choose(settings, service, to, name=name, tree=tree, dialect=dialect)
-    _check_socket(chosen)
-    http_client = partial(_http_client, url=chosen.url)
+    bound = _bound(chosen)
+    http, framed = partial(_http_client, url=chosen.url, bound=bound), partial(_framed_client, bound)
     try:
-        async with open_way(chosen.settings, chosen.service, chosen.door, http_client) as way:
-            yield await _target(chosen, way)
+        async with open_way(chosen.settings, chosen.service, chosen.door, http, framed) as way:
+            yield await _target(chosen, way, bound)
     except NoSuchDoor as error:
         raise WrongTarget(f"{to}: {error}") from None
 
 
-async def _target(chosen: Chosen, way: Way) -> Target:
-    backend = way.backend
+async def knock(chosen: Chosen) -> None:
+    """Raises Fault UNAVAILABLE where nobody listens at a socket or port: else every call would be a difference."""
+    if chosen.door not in (Door.HTTP, Door.FRAMED):
+        return
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            if chosen.url is None:
+                _, writer = await asyncio.open_unix_connection(str(chosen.socket))
+            else:
+                url = httpx.URL(chosen.url)
+                _, writer = await asyncio.open_connection(url.host, url.port or _HTTP_PORT)
+    except TimeoutError:
+        raise Fault(Kind.UNAVAILABLE, f"nobody answers within {_PATIENCE:g} s") from None
+    except (OSError, ValueError) as error:  # a path with a NUL, or too long for a socket
+        raise Fault(Kind.UNAVAILABLE, f"cannot be reached: {getattr(error, 'strerror', None) or error}") from None
+    writer.close()
+
+
+async def _target(chosen: Chosen, way: Way, bound: Bound | None) -> Target:
     interface = model.load_dialect(chosen.service.name, chosen.service.dialect)
+    of = partial(Target, door=chosen.door, interface=interface, description=chosen.text)
     if way.bus is not None:
-        owner = await _owner(way.bus, chosen.bus_name)
-        backend = _Process(way.bus, owner, interface)
-        declares = partial(_bus_declares, way.bus, owner, interface.name)
-    elif way.store is not None:
-        declares = partial(_tree_declares, way.store, f"/{chosen.service.xenstore}/sandbox")
-    else:
-        declares = partial(_file_declares, chosen)
-    return Target(backend, chosen.door, interface, chosen.text, declares)
+        process = _Process(way.bus, await _owner(way.bus, chosen.bus_name), interface)
+        return of(process, declares_sandbox=process.declares_sandbox)
+    if way.store is not None:
+        tree = f"/{chosen.service.xenstore}"
+        try:
+            served_by = await _node(way.store, f"{tree}/pid")
+        except XenstoreError as error:
+            raise Fault(Kind.UNAVAILABLE, f"{tree} cannot be read: {error}") from None
+        return of(way.backend, declares_sandbox=partial(_tree_declares, way.store, tree, served_by))
+    declares = partial(_never, chosen.text) if bound is None else bound.declares_sandbox
+    return of(way.backend, declares_sandbox=declares, at_once=AT_ONCE)
 
 
 def choose(
@@ -222,25 +264,31 @@ def _url(text: str) -> str:
     return str(url)
 
 
-def _http_client(service: ServiceSettings, http: HttpDoorSettings, *, url: str | None) -> HttpxClient:
+def _http_client(
+    service: ServiceSettings, http: HttpDoorSettings, *, url: str | None, bound: Bound | None
+) -> HttpxClient:
     """A client that POSTs where `Tongues.http_client` does: rpclib daemons are asked at the socket's path."""
     if url is not None:
         return HttpxClient(url)
+    assert bound is not None
     at_xapi = "/jsonrpc" if http.format == "json" else "/"
     page = at_xapi if service.dialect == "xenapi" else http.socket
-    return HttpxClient(f"http://localhost{page}", str(http.socket))
+    return HttpxClient(f"http://localhost{page}", str(bound.path), bound.check)
 
 
-def _check_socket(chosen: Chosen) -> None:
-    """Raises Fault UNAVAILABLE where no socket is: better once here than at every call."""
+def _framed_client(bound: Bound | None, _framed: SocketSettings) -> FramedToBound:
+    assert bound is not None
+    return FramedToBound(bound)
+
+
+def _bound(chosen: Chosen) -> Bound | None:
+    """The socket that is asked, None where there is no path. Raises Fault UNAVAILABLE where none is bound."""
     if chosen.url is not None or chosen.door not in (Door.HTTP, Door.FRAMED):
-        return
-    path = chosen.socket
+        return None
     try:
-        if not stat.S_ISSOCK(path.stat().st_mode):
-            raise Fault(Kind.UNAVAILABLE, f"{path} is no socket")
-    except OSError as error:
-        raise Fault(Kind.UNAVAILABLE, f"{path}: {error.strerror}") from None
+        return Bound.at(chosen.socket)
+    except (OSError, ValueError) as error:
+        raise Fault(Kind.UNAVAILABLE, f"{chosen.socket}: {getattr(error, 'strerror', None) or error}") from None
 
 
 async def _owner(bus: Bus, name: str) -> str:
@@ -251,29 +299,29 @@ async def _owner(bus: Bus, name: str) -> str:
     return owner
 
 
-async def _bus_declares(bus: Bus, owner: str, service: str) -> str | None:
-    path, asked = names.service_path(service), (SANDBOX.name, "Sandbox")
+async def _tree_declares(store: Store, tree: str, served_by: bytes | None) -> str | None:
+    node = f"{tree}/sandbox"
     try:
-        reply = await bus.call(owner, path, _PROPERTIES, "Get", "ss", asked, timeout=_PATIENCE)
-    except BusError as error:
-        return f"the target does not say that it is a sandbox: {error}"
-    if reply.body == (Variant("b", True),):  # noqa: FBT003 -- the value of a property
-        return None
-    return "the target says that it is no sandbox"
-
-
-async def _tree_declares(store: Store, node: str) -> str | None:
-    try:
-        value = await store.read(node)
-    except StoreRefused:
-        return f"there is no node {node}"
+        value, pid = await _node(store, node), await _node(store, f"{tree}/pid")
     except XenstoreError as error:
         return f"{node} cannot be read: {error}"
-    return None if value == b"1" else f"{node}: expected 1, got {value[:20]!r}"
+    if value != b"1":
+        return f"there is no node {node}" if value is None else f"{node}: expected 1, got {value[:20]!r}"
+    return None if pid == served_by else f"{tree} is served by another process now"
 
 
-async def _file_declares(chosen: Chosen) -> str | None:
-    if chosen.url is not None or chosen.door is Door.DATAGRAM:
-        return f"{chosen.text} has no place where it could say that it is a sandbox"
-    beside = Path(f"{chosen.socket}.sandbox")
-    return None if beside.exists() else f"there is no {beside}"  # noqa: ASYNC240 -- a look at a local directory
+async def _node(store: Store, node: str) -> bytes | None:
+    """The value of a node, None where there is none. Raises XenstoreError."""
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            return await store.read(node)
+    except TimeoutError:
+        raise StoreLost("xenstored does not answer", sent=True) from None
+    except StoreRefused as refused:
+        if refused.error != "ENOENT":
+            raise
+        return None
+
+
+async def _never(target: str) -> str:
+    return f"{target} has no place where it could say that it is a sandbox"

@@ -10,15 +10,15 @@ from rich.table import Table
 from rich.text import Text
 
 from bridges.replay import words
-from bridges.replay.lint_results import KINDS, Finding, Level, LintReport, Outcome, outcome, reasons
+from bridges.replay.lint_results import KINDS, Finding, Level, LintReport, Outcome, Traffic, outcome, reasons
 from bridges.replay.results import Result, Timing, Verdict
 
 _VERDICTS: Final = {Verdict.PASS: "green", Verdict.FAIL: "red", Verdict.INCONCLUSIVE: "yellow"}
-_OUTCOMES: Final = {Outcome.CLEAN: "green", Outcome.WRONG: "red", Outcome.EMPTY: "yellow"}
+_OUTCOMES: Final = {Outcome.CLEAN: "green", Outcome.WRONG: "red", Outcome.PART: "yellow", Outcome.EMPTY: "yellow"}
 _LEVELS: Final = {Level.WRONG: "red", Level.WARNING: "yellow", Level.NOTE: ""}
 _SHOWN: Final = 20  # rows of lint's tables of methods and callers; `--json` and the page have all
 _FINDINGS: Final = 10  # of a kind
-_WIDE: Final = 30  # characters of a name that stand in one line
+_WIDE: Final = 22  # characters of a name that stand in one line, also on 80 columns
 
 
 def table(result: Result) -> list[RenderableType]:
@@ -103,11 +103,16 @@ def _services(report: LintReport) -> Table:
     rows = []
     for row in report.services:
         flow = row.traffic
-        counts = words.count(flow.calls), words.rate(flow.per_second), words.count(flow.busiest_second)
+        counts = words.count(flow.calls), _rate(flow), words.count(flow.busiest_second)
         effects = words.count(row.reads), words.count(row.writes)
         rows.append(([row.service, *counts, *effects, words.shares(row.doors), row.interface], ""))
     numbers = "calls", "rate", "busiest second", "reads", "writes"
     return _grid(("service",), numbers, ("doors", "interface"), rows)
+
+
+def _rate(flow: Traffic) -> str:
+    """Nothing where all calls came in one moment."""
+    return words.rate(flow.per_second) if flow.per_second else ""
 
 
 def _callers(report: LintReport) -> Table:
@@ -127,7 +132,7 @@ def _lint_methods(report: LintReport) -> Table:
         told = (words.count(number) for number in (row.carried, row.lossy, row.not_carried, row.untold))
         size = words.size(row.request.p50) if row.request.count else ""
         took = words.duration(row.took.p50) if row.took.count else ""
-        flow = words.count(row.traffic.calls), words.rate(row.traffic.per_second)
+        flow = words.count(row.traffic.calls), _rate(row.traffic)
         cells = [name(row.service, row.method), *flow, *told, size, took]
         rows.append((cells, "red" if row.lossy or row.not_carried else ""))
     numbers = "calls", "rate", "carried", "with loss", "not carried", "cannot tell", "size", "p50"
@@ -139,6 +144,8 @@ def _lint_methods(report: LintReport) -> Table:
 def _findings(findings: list[Finding]) -> Table:
     grid = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     grid.add_column(justify="right", min_width=9)
+    for _ in range(3):
+        grid.add_column(overflow="fold")
     for found in findings[:_FINDINGS]:
         where = f"{found.service} {found.method}".strip()
         grid.add_row(*map(_text, (words.count(found.count), where, found.first, found.text)))
@@ -171,7 +178,10 @@ def _grid(
     grid = Table(box=None, header_style="bold", pad_edge=False)
     for place in wanted:
         if len(texts) <= place < last:
-            grid.add_column(labels[place], justify="right", min_width=max(len(cells[place]) for cells, _ in rows))
+            label = labels[place].replace(" ", "\n")
+            grid.add_column(
+                label, justify="right", vertical="top", min_width=max(len(cells[place]) for cells, _ in rows)
+            )
         else:
             longest = max((len(cells[place]) for cells, _ in rows), default=0)
             grid.add_column(labels[place], overflow="fold", min_width=min(longest, _WIDE if place == 0 else 0))

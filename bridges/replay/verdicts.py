@@ -27,6 +27,7 @@ from bridges.replay import hiding
 from bridges.replay.bindings import Places, is_nothing
 from bridges.replay.masks import Cover, Masks
 from bridges.replay.pairs import Exchange, NotRecorded, answer_of
+from bridges.replay.planning import NO_SANDBOX, NOT_MEANT
 from bridges.replay.results import FieldRow, MaskRow, MethodRow, Result, Timing, Verdict
 from bridges.replay.tallies import OTHERS, Histogram, Named, add
 from bridges.replay.words import counted, duration
@@ -151,8 +152,15 @@ class Judge:
     def _row(self, exchange: Exchange) -> _Row:
         request = exchange.request
         row = self._rows.of(request.service, request.method or request.name or "(not read)")
-        row.effect = row.effect or request.effect
+        row.effect = row.effect or self._effect(exchange)
         return row
+
+    def _effect(self, exchange: Exchange) -> str:
+        """That of the interface which is driven; only of a method that it has not, the recorded one."""
+        try:
+            return self._method(exchange).effect
+        except NotRecorded:
+            return exchange.request.effect
 
     def _method(self, exchange: Exchange) -> Method:
         name, service = exchange.request.method, self._services.get(exchange.request.service)
@@ -200,7 +208,7 @@ class Judge:
             if text == "fault.text":
                 continue
             path = hiding.path_of(text)
-            covered = replayed if path is None else hiding.covered(path, recorded, replayed, _whatever)
+            covered = replayed if path is None else hiding.covered(path, recorded, replayed, _hides_redacted(path))
             if path is None or (text == "result" and covered is not replayed):
                 raise NotRecorded("the recorded answer is redacted as a whole")
             row.redacted += covered is not replayed
@@ -208,8 +216,11 @@ class Judge:
         return replayed
 
 
-def _whatever(_left: object, _right: object) -> bool:
-    return True
+def _hides_redacted(path: hiding.Path) -> hiding.Hides:
+    """Whatever is there now stands for what was redacted, but nothing does not; of keys, any stands for any."""
+    if path.steps[-1:] == ("{#}",):
+        return lambda _left, _right: True
+    return lambda left, right: not any(side is None or side is comparison.ABSENT for side in (left, right))
 
 
 def _shown(found: Difference, text: str) -> str:
@@ -261,12 +272,27 @@ def _doubts(rows: list[MethodRow], damage: list[str], timing: Timing, *, interru
     recorded, sent = sum(row.recorded for row in rows), sum(row.sent for row in rows)
     if not any(row.same + row.masked + row.different for row in rows):
         yield f"nothing was compared: {counted(recorded, 'recorded call')}, {sent:,} sent"
+    else:
+        yield from _too_few(rows)
+    if any(NO_SANDBOX in row.not_sent for row in rows):
+        yield f"{NO_SANDBOX}: writes were sent to it until then"
     if damage:
         yield f"the capture is damaged in {counted(len(damage), 'place')}: {damage[0]}"
     if interrupted:
         yield f"it was interrupted: {sent:,} of {counted(recorded, 'call')} read so far were sent"
     if not timing.kept:
         yield f"the schedule was not kept: one call in a hundred was sent {duration(timing.lateness.p99)} late or more"
+
+
+def _too_few(rows: list[MethodRow]) -> Iterator[str]:
+    """Where less than half of what was meant to be sent was compared: of all calls, or of the writes."""
+    for noun, chosen in (("call", rows), ("write", [row for row in rows if row.effect == Effect.WRITE])):
+        left_out = sum(count for row in chosen for why, count in row.not_sent.items() if why in NOT_MEANT)
+        meant = sum(row.recorded for row in chosen) - left_out
+        compared = sum(row.same + row.masked + row.different for row in chosen)
+        if compared * 2 < meant:
+            yield f"only {compared:,} of {counted(meant, noun)} that were meant to be sent could be compared"
+            return
 
 
 def _not_covered(rows: list[MethodRow], incomplete: list[dict[str, int]]) -> Iterator[str]:

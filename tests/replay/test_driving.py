@@ -14,7 +14,7 @@ from bridges.calls import Call, Door, Value
 from bridges.comparison import Outcome
 from bridges.faults import Fault, Kind
 from bridges.interfaces import model
-from bridges.replay import driving
+from bridges.replay import driving, planning
 from bridges.replay.bindings import Bindings
 from bridges.replay.driving import Drive, drive
 from bridges.replay.pairs import Exchange
@@ -154,9 +154,9 @@ async def test_a_caller_waits_for_its_answer() -> None:
 
 
 PERMISSIONS = [
-    ({}, None, driving.WRITE),
+    ({}, None, planning.WRITE),
     ({"allow_writes": True}, None, None),
-    ({}, "there is no /m.sandbox", driving.WRITE),
+    ({}, "there is no /m.sandbox", planning.WRITE),
 ]
 
 
@@ -190,7 +190,7 @@ async def test_what_cannot_be_sent_is_counted() -> None:
                           None, calls[1].place))  # fmt: skip
     daemon = Daemon()
     notes, _ = await run(calls, daemon)
-    assert notes.reasons == {driving.NOT_AT_THIS_DOOR: 1, driving.OTHER_SERVICE: 1, driving.NOT_WRITTEN_DOWN: 1}
+    assert notes.reasons == {driving.NOT_AT_THIS_DOOR: 1, planning.OTHER_SERVICE: 1, driving.NOT_WRITTEN_DOWN: 1}
     assert len(daemon.calls) == len(notes.outcomes) == 1
 
 
@@ -204,7 +204,7 @@ async def test_a_long_poll_is_not_sent() -> None:
     notes, daemon = Notes(), Daemon()
     target = Target(daemon, Door.HTTP, model.load("xenopsd"), "here", declares)
     await drive([poll], target, Drive(), notes, Bindings({}), Order(), notes.note, asyncio.Event())
-    assert notes.reasons == {driving.LONG_POLL: 1}
+    assert notes.reasons == {planning.LONG_POLL: 1}
     assert daemon.calls == []
 
 

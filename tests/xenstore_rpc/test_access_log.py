@@ -106,6 +106,12 @@ def test_a_response_and_the_removal_of_its_request() -> None:
     assert found == [response, Gone(TIME, "squeezed", "login", "ID")]
 
 
+def test_a_transaction_that_was_merged_is_over() -> None:
+    """Beside others in the tree a transaction ends with `coalesce` and the place that both changed."""
+    writes = f"A3.1 mkdir {REQUEST} ", f"A3.1 write {REQUEST}/a 1"
+    assert log(*writes, "A3.1 coalesce  write /squeezed/rpc/request/login") == [request(("a", b"1"))]
+
+
 def test_what_did_not_happen_is_not_told() -> None:
     """A conflict; one that the store resolves itself by running it again under another number; a refusal."""
     write = f"write {REQUEST}/a 1"
