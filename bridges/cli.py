@@ -7,17 +7,48 @@ import gc
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperGroup
 
-from bridges import asking, checks, cli_capture, cli_cutover, cli_idl, cli_replay, cli_status, daemon, releasing
+from bridges import asking, checks, cli_cutover, cli_idl, cli_status, daemon, releasing
 from bridges.faults import Fault, Kind
 from bridges.state import StateError
 from bridges.terminal import NO, UNKNOWN, WRONG, JsonOption, SettingsOption, fail, out, print_json, report, settings_of
 
+
+class _Commands(TyperGroup):
+    """The commands. Those about captures are loaded when they are asked for: they are a third of what a start takes.
+
+    What click gives has other names from one version of typer to the next.
+    """
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*super().list_commands(ctx), *_LATER]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        load = _LATER.get(cmd_name)
+        return super().get_command(ctx, cmd_name) if load is None else typer.main.get_command(load())
+
+
+def _capture() -> typer.Typer:
+    from bridges import cli_capture  # noqa: PLC0415
+
+    return cli_capture.capture
+
+
+def _replay() -> typer.Typer:
+    from bridges import cli_replay  # noqa: PLC0415
+
+    return cli_replay.replay
+
+
+_LATER: Final = {"capture": _capture, "replay": _replay}
+
 app = typer.Typer(
     name="xcp-bridge",
+    cls=_Commands,
     help="Moves services of the Xen toolstack to D-Bus, one at a time.",
     context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
@@ -131,5 +162,3 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(cli_idl.idl, name="idl")
-app.add_typer(cli_capture.capture, name="capture")
-app.add_typer(cli_replay.replay, name="replay")

@@ -38,9 +38,7 @@ from bridges.terminal import (
     settings_of,
 )
 
-capture = typer.Typer(
-    help="Record what passes the doors; look at it, import and export it.", no_args_is_help=True, rich_markup_mode=None
-)
+capture = typer.Typer(help="Record what passes the doors, and look at it.", no_args_is_help=True, rich_markup_mode=None)
 
 ServicesArgument = Annotated[
     list[str] | None, typer.Argument(metavar="[SERVICE]...", help="Which services; without any, all.")

@@ -43,7 +43,7 @@ from bridges.settings import DEFAULT_PATH, Settings
 from bridges.terminal import NO, UNKNOWN, WRONG, JsonOption, SettingsOption, err, fail, out, print_json, settings_of
 
 replay = typer.Typer(
-    help="Replay a capture: look at it, stand in for a daemon with it, or send its calls to one.",
+    help="Send a capture's calls to a daemon, or stand in for one.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -269,6 +269,7 @@ class _Run:
                     progress,
                     stop,
                 )
+            judge.missed(troubles.missed)
             if troubles.repeated:
                 judge.damage(f"{troubles.first_repeated}: {counted(troubles.repeated, 'record')} left out: {REPEATED}")
             return judge.result(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -64,6 +65,7 @@ LOG: Final = logging.getLogger("bridges.doors")
 
 BODY_LIMIT: Final = 64 * 1024 * 1024
 LIST_METHODS: Final = "system.listMethods"
+_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.]{0,63}")
 
 Reply = TypeVar("Reply", HttpReply, bytes)  # of the carrier: an HTTP reply, or the bytes in a frame
 Sent = TypeVar("Sent")
@@ -338,7 +340,7 @@ class SocketCalls(Generic[Reply]):
         try:
             return method, tongue.translation.of(method).read_arguments(incoming.params)
         except Mismatch as mismatch:
-            text = f"{method.name}: {mismatch.for_the_log}"
+            text = f"{method.name}, {mismatch.for_the_log}"  # `login_with_password: x` would look like a secret
             failure = tongue.translation.marshal_error(mismatch, incoming.method)
             raise _Said(Kind.INVALID_ARGUMENT, text, self._failure(tongue, incoming, failure)) from None
 
@@ -346,7 +348,9 @@ class SocketCalls(Generic[Reply]):
         name, translation = incoming.method, tongue.translation
         closes = translation.dialect.unknown_method == "close"
         reply = CLOSE_SILENTLY if closes else self._failure(tongue, incoming, translation.unknown_method(name))
-        return _Said(Kind.UNKNOWN_METHOD, f"unknown method {name[:100]!r}", reply)
+        # What stands in quotes is left out of the log: a name that looks like one tells nobody's secret.
+        shown = name if _NAME.fullmatch(name) else repr(name[:100])
+        return _Said(Kind.UNKNOWN_METHOD, f"unknown method {shown}", reply)
 
     def _refused(self, tongue: Tongue, body: bytes, fault: Fault) -> bytes:
         """A fault that came before the call was read, or a defect: the caller's id is looked for in the body."""

@@ -63,7 +63,7 @@ class Mismatch(Exception):
     @property
     def for_the_log(self) -> str:
         """Place and reason; without the reason, which shows the value, where that is a secret."""
-        return f"{self.place}: {'a secret that does not fit' if self.is_secret else self.reason}"
+        return f"{self.place} is a secret that does not fit" if self.is_secret else f"{self.place}: {self.reason}"
 
     @property
     def place(self) -> str:

@@ -49,9 +49,6 @@ FLUSH_SECONDS: Final = 1.0
 LARGE_BYTES: Final = 64 * 1024
 
 CLOCK: Final = Clock(time.time_ns, time.monotonic_ns)
-_QUEUE_FULL: Final = "queue full"
-_DISK: Final = "disk"
-_DEFECT: Final = "defect"
 _UNKNOWN: Final = "request not known"
 
 
@@ -131,7 +128,7 @@ class Recorder:
         if running is None:
             return
         if len(self._queue) >= QUEUE_LIMIT or self._bytes + size > QUEUE_BYTES:
-            running.lost[service, _QUEUE_FULL] += 1
+            running.lost[service, records.QUEUE_FULL] += 1
             return
         self._queue.append((service, event, size))
         self._bytes += size
@@ -311,7 +308,7 @@ class Recorder:
             return _UNKNOWN if record is None else records.encode(record)
         except Exception:
             LOG.exception("%s: what was captured could not be described", service)
-            return _DEFECT
+            return records.DEFECT
 
     def _add(self, running: _Running, line: bytes) -> None:
         if not running.lines:
@@ -353,7 +350,7 @@ class Recorder:
                     running.told[key] -= count
                     missing -= 1
             if missing:
-                running.lost["", _DISK] += missing
+                running.lost["", records.DISK] += missing
             self._note_trouble(running, error)
         else:
             running.trouble = ""
@@ -369,7 +366,7 @@ class Recorder:
     @staticmethod
     def _note_trouble(running: _Running, error: Exception) -> None:
         if not running.trouble:
-            lost = running.lost["", _DISK]
+            lost = running.lost["", records.DISK]
             LOG.error("capture %s cannot be written, %d records are lost by it: %s", running.directory, lost, error)
         running.trouble = str(error) or type(error).__name__
 

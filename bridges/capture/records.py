@@ -56,6 +56,10 @@ class Complete(StrEnum):
 ANSWERED: Final = "answered"  # a reply's outcome that is no fault
 CLOSED: Final = "closed"  # the connection was closed without a byte, as legacy daemons refuse
 UNKNOWN: Final = "unknown"  # there was one, and it was not read
+QUEUE_FULL: Final = "queue full"
+DISK: Final = "disk"
+DEFECT: Final = "defect"
+MISSED: Final = frozenset({QUEUE_FULL, DISK, DEFECT})  # why records are lost of calls that were made meanwhile
 AS_CALLERS: Final = "as the caller's"  # the note on a message that is the caller's, byte for byte
 
 Json: TypeAlias = Any  # what msgspec makes of JSON

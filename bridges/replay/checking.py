@@ -173,7 +173,7 @@ def _is_redacted(mismatch: Mismatch, paths: list[str]) -> bool:
 
 
 def _why(mismatch: Mismatch, *, is_secret: bool) -> str:
-    text = f"{mismatch.place}: a secret that does not fit" if is_secret else mismatch.for_the_log
+    text = f"{mismatch.place} is a secret that does not fit" if is_secret else mismatch.for_the_log
     return _cut(text)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, Final
 
+import anyio.lowlevel
 import httpcore
 import httpx
 
@@ -39,6 +40,11 @@ _SENDING: Final = "http11.send_request_headers.started"
 
 # Told, in the context of a call, when it leaves: until then it was we who held it back (httpx takes its time).
 ON_THE_WAY: ContextVar[Callable[[], None] | None] = ContextVar("on_the_way", default=None)
+
+
+async def load() -> None:
+    """Loads what httpx loads with its first call: a schedule has no time for it."""
+    await anyio.lowlevel.checkpoint()
 
 
 class HttpxClient:

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from bridges.capture import typed
-from bridges.capture.records import ANSWERED, CLOSED, Complete, Header, Leg, Record, Reply, Request
+from bridges.capture.records import ANSWERED, CLOSED, MISSED, Complete, Header, Leg, Lost, Record, Reply, Request
 from bridges.comparison import Outcome
 from bridges.faults import Kind
 from bridges.interfaces.model import Method
@@ -46,6 +46,7 @@ class Troubles:
     def __init__(self) -> None:
         self.half = 0  # requests without a reply
         self.strays = 0  # replies without a request
+        self.missed = 0  # records that the capture lost while calls were made
         self.repeated = 0  # records with the `seq` of an earlier one, and second replies
         self._shown: dict[str, list[str]] = {}
 
@@ -121,6 +122,10 @@ class _Joiner:
         match record:
             case Header():
                 self._boot = record.boot
+                return
+            case Lost():
+                self._troubles.missed += record.n if record.why in MISSED else 0
+                return
             case Request() if record.leg in LEGS:
                 self._ask(place, record)
             case Reply() if record.leg in LEGS:

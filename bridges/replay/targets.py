@@ -36,7 +36,7 @@ from bridges.faults import Fault, Kind
 from bridges.interfaces import model
 from bridges.reaching import NoSuchDoor, Way, open_way
 from bridges.replay.bound import Bound, FramedToBound
-from bridges.replay.http_client import AT_ONCE, HttpxClient
+from bridges.replay.http_client import AT_ONCE, HttpxClient, load
 from bridges.settings import HttpDoorSettings, ServiceSettings, Settings, SocketSettings
 from dbus_side import introspection, names
 from dbus_side.bus import Bus
@@ -138,6 +138,8 @@ async def open_target(
     http, framed = partial(_http_client, url=chosen.url, bound=bound), partial(_framed_client, bound)
     try:
         async with open_way(chosen.settings, chosen.service, chosen.door, http, framed) as way:
+            if chosen.door is Door.HTTP:
+                await load()
             yield await _target(chosen, way, bound)
     except NoSuchDoor as error:
         raise WrongTarget(f"{to}: {error}") from None

@@ -36,6 +36,7 @@ METHODS: Final = 10_000  # rows
 FIELDS: Final = 100  # paths of one method
 DAMAGE: Final = 1_000  # sentences
 _SHOWN: Final = 18  # characters of a reference
+_RECORDS_OF_A_CALL: Final = 4  # two in each leg
 
 
 class Judgement(StrEnum):
@@ -98,6 +99,7 @@ class Judge:
         self._places = Places()
         self._rows: Named[_Row] = Named(_Row, METHODS)
         self._damage: list[str] = []
+        self._missed = 0
 
     def not_sent(self, exchange: Exchange, why: str) -> None:
         """A recorded call that is not sent. `why` is counted by: it has nothing of the call in it."""
@@ -126,17 +128,25 @@ class Judge:
         if len(self._damage) < DAMAGE:
             self._damage.append(text)
 
+    def missed(self, count: int) -> None:
+        """So many records of the capture were lost while calls were made."""
+        self._missed = count
+
     def result(self, *, capture: str, target: str, started: str, timing: Timing, interrupted: bool) -> Result:
         """What came of it so far."""
         rows = [(row.report(*name), row.incomplete) for name, row in sorted(self._rows.items())]
         methods = [row for row, _ in rows]
         masks = self._cover.rows()
-        failures = [*_differences(methods), *_expired(masks)]
+        failures, notes = [*_differences(methods), *_expired(masks)], list[str]()
         doubts = [*_doubts(methods, self._damage, timing, interrupted=interrupted)]
+        if self._missed:
+            enough = self._missed < _RECORDS_OF_A_CALL * sum(row.recorded for row in methods)
+            text = f"{counted(self._missed, 'record')} of calls were lost while the capture was made"
+            (notes if enough else doubts).append(f"{text}: the run says nothing of them")
         verdict = Verdict.FAIL if failures else Verdict.INCONCLUSIVE if doubts else Verdict.PASS
         return Result(
             verdict=verdict,
-            reasons=[*failures, *doubts, *_not_covered(methods, [why for _, why in rows]), *_warnings(masks)],
+            reasons=[*failures, *doubts, *notes, *_not_covered(methods, [why for _, why in rows]), *_warnings(masks)],
             capture=capture,
             target=target,
             started=started,

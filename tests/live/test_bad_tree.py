@@ -45,7 +45,7 @@ async def test_bad_requests(moved: Any) -> None:
         "description": b"InvalidArgument: service_name: expected UTF-8 text, got byte 0xff at 0",
     }
     log = moved.host.log("bridge")
-    for words in ("nosuch at the xenstore door: UnknownMethod", "missing argument session_id", "kib: expected int64"):
+    for words in ("nosuch at the xenstore door: UnknownMethod", "Declared: Missing_argument", "kib: expected int64"):
         assert words in log
     assert "Traceback" not in log
     assert moved.host.executions()["reserve_memory", "s"] == 1  # the amount that squeezed itself refused

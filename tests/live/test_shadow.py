@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -53,10 +54,15 @@ async def test_reads_of_all_doors_reach_it_and_no_write(host: Host, callers: Any
     # Three doors are ours; of the tree's exchanges those that were read whole are asked.
     assert counts["methods"]["get_host_reserved_memory"] == {"same": 9, "different": 0}
     await ladder.until(host, "round_trips", pending=0)
-    tree = (await ladder.status(host))["observed"]["methods"]["echo"]["complete"]
-    assert tree > 0
-    counts = await ladder.until(host, "comparison", pending=0)
-    assert counts["sent"] == counts["same"] == 9 + tree, counts
+    # How many of the tree's exchanges can be read whole is the store's and the machine's affair: one is enough.
+    async with asyncio.timeout(30):
+        tree, counts = 0, {"sent": 0}
+        while not tree or counts["sent"] != 9 + tree or counts["pending"]:
+            if not tree:
+                await callers.ask_store("echo", {"session_id": b"once more"})
+            status = await ladder.status(host)
+            tree, counts = status["observed"]["methods"]["echo"].get("complete", 0), status["comparison"]
+    assert counts["same"] == counts["sent"], counts
     assert sorted(set(on_bus(host))) == ["echo", "get_host_reserved_memory"]
     assert len(on_bus(host)) == counts["sent"]
     await host.until_alarms()

@@ -256,8 +256,8 @@ def test_a_secret_that_does_not_fit_is_not_shown() -> None:
     log.answer(log.call("VTPM.get_contents", {"session_id": "s", "self": "OpaqueRef:x"}, service="xapi"), ["hunter2"])
     report = log.lint()
     assert [f.text for f in report.findings if f.kind in (Kind.ARGUMENTS, Kind.RESULT)] == [
-        "token: a secret that does not fit",
-        "value: a secret that does not fit",
+        "token is a secret that does not fit",
+        "value is a secret that does not fit",
     ]
     assert b"hunter2" not in msgspec.json.encode(report)
 

@@ -38,6 +38,7 @@ def test_calls_come_in_the_order_of_their_requests() -> None:
     found = placed(
         header, request(1), request(2), request(3, Leg.BACKEND), Lost(9, "0", "0", 4, "queue full"),
         reply(2), reply(3, Leg.BACKEND), request(4, Leg.OBSERVED), reply(4, Leg.OBSERVED), reply(1),
+        Lost(20, "0", "0", 2, "disk"), Lost(21, "0", "0", 8, "size limit"), Lost(22, "0", "0", 1, "request not known"),
     )  # fmt: skip
     troubles = Troubles()
     joined = list(join(found, troubles=troubles))
@@ -45,6 +46,7 @@ def test_calls_come_in_the_order_of_their_requests() -> None:
     assert [str(each.place) for each in joined] == [f"000001.jsonl.zst record {n}" for n in (2, 3, 8)]
     assert {each.boot for each in joined} == {"boot-1"}
     assert troubles.sentences() == []
+    assert troubles.missed == 6  # those lost while calls were made; what a limit removed is a shorter capture
 
 
 def test_what_does_not_fit_is_counted_and_told() -> None:

@@ -238,7 +238,13 @@ def test_a_run_passes_only_if_there_is_no_doubt() -> None:
     damaged = passed()
     damaged.damage("000001.jsonl.zst at 17: 64 records are lost")
     late = Timing("open loop", lateness=Spread(9, 1, 34_000, 40_000), kept=False)
+    few, many = passed(), passed()
+    few.missed(3)
+    many.missed(4)
+    lost = "records of calls were lost while the capture was made: the run says nothing of them"
+    assert (ended(few).verdict, ended(few).reasons) == (Verdict.PASS, [f"3 {lost}"])
     doubts = {
+        f"4 {lost}": ended(many),
         "nothing was compared: 0 recorded calls, 0 sent": ended(judge()),
         "the capture is damaged in 1 place: 000001.jsonl.zst at 17: 64 records are lost": ended(damaged),
         "the schedule was not kept: one call in a hundred was sent 34 ms late or more": ended(passed(), late),
