@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from bridges.replay import reports, terminal_report, words
+from bridges.replay import html_report, junit_report, terminal_report, words
 from bridges.replay.results import FieldRow, MaskRow, MethodRow, Result, Spread, Timing, Verdict
 
 EVIL = "<script>alert('x')</script>"
@@ -136,7 +136,7 @@ class Page(HTMLParser):
 @pytest.mark.parametrize("shown", ALL, ids=lambda shown: shown.verdict)
 def test_a_page_is_whole_and_needs_nothing_else(shown: Result) -> None:
     """Well formed, UTF-8, nothing is fetched, nothing runs, and the policy allows this one style sheet only."""
-    text = reports.html(shown)
+    text = html_report.html(shown)
     text.encode()
     page = Page(text)
     assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "img", "iframe", "object", "form", "base"})
@@ -157,7 +157,7 @@ def test_a_page_is_whole_and_needs_nothing_else(shown: Result) -> None:
 )
 def test_the_verdict_stands_first_in_a_word(shown: Result, word: str, look: str) -> None:
     """Before any table, with all of its reasons; the colour only repeats it."""
-    page = Page(reports.html(shown))
+    page = Page(html_report.html(shown))
     assert word in page.of("p")
     assert [text for text in page.of("li") if text in shown.reasons] == shown.reasons
     tags = [tag for tag, attributes in page.tags if tag == "table" or attributes.get("class") == f"verdict {look}"]
@@ -166,7 +166,7 @@ def test_the_verdict_stands_first_in_a_word(shown: Result, word: str, look: str)
 
 def test_a_page_shows_what_differed_and_what_was_left_out() -> None:
     """Fields with both values and the record, masks with what is wrong with them, what was not sent and why."""
-    page = Page(reports.html(FAILED))
+    page = Page(html_report.html(FAILED))
     assert page.cells["recorded"][:1] == ["1048576"]
     assert page.cells["replayed"] == [r"\x1b[31m\ud800<b>"]
     assert page.cells["first in record"] == ["731"]
@@ -181,7 +181,7 @@ def test_a_page_shows_what_differed_and_what_was_left_out() -> None:
 
 def test_a_closed_loop_claims_no_latency_and_an_interrupted_run_says_so() -> None:
     """Nor does it show a schedule."""
-    page = Page(reports.html(EMPTY))
+    page = Page(html_report.html(EMPTY))
     assert any(text.startswith("closed loop: ") and "no latency is measured" in text for text in page.of("dd"))
     assert "Schedule" not in page.of("dt")
     assert "Interrupted" in page.of("dt")
@@ -190,7 +190,7 @@ def test_a_closed_loop_claims_no_latency_and_an_interrupted_run_says_so() -> Non
 def test_a_schedule_that_was_not_kept_is_told() -> None:
     """In words."""
     shown = result(Verdict.INCONCLUSIVE, timing=Timing("open loop", kept=False))
-    assert "not kept: the times of this run say nothing" in Page(reports.html(shown)).of("strong")
+    assert "not kept: the times of this run say nothing" in Page(html_report.html(shown)).of("strong")
 
 
 @pytest.mark.parametrize("place", ["reasons", "capture", "target", "started", "damage"])
@@ -198,10 +198,10 @@ def test_every_text_is_escaped(place: str) -> None:
     """Whatever it is and wherever it stands: the page has no element and no attribute of its making."""
     evil = f'"{EVIL}\x00'
     shown = msgspec.structs.replace(FAILED, **{place: [evil] if place in ("reasons", "damage") else evil})
-    page = Page(reports.html(shown))
+    page = Page(html_report.html(shown))
     assert "script" not in {tag for tag, _ in page.tags}
     assert any(rf'"{EVIL}\x00' in text for _, text in page.texts)
-    _check_junit(reports.junit(shown))
+    _check_junit(junit_report.junit(shown))
 
 
 # --- JUnit -----------------------------------------------------------------------------------------------------------
@@ -236,7 +236,7 @@ def _outcomes(suite: ET.Element) -> dict[str, str]:
 
 def test_a_pass_has_a_case_per_method() -> None:
     """And the verdict as one, with properties about the run."""
-    suite = _check_junit(reports.junit(result()))
+    suite = _check_junit(junit_report.junit(result()))
     assert _outcomes(suite) == {"verdict": "passed", "VM.stat same": "passed"}
     properties = {each.get("name"): each.get("value") for each in suite.iter("property")}
     assert properties["capture"] == "captures/monday"
@@ -246,7 +246,7 @@ def test_a_pass_has_a_case_per_method() -> None:
 
 def test_a_failure_names_the_fields() -> None:
     """One case for each thing that became of a method's calls; an expired mask fails, a stale one says so."""
-    suite = _check_junit(reports.junit(FAILED))
+    suite = _check_junit(junit_report.junit(FAILED))
     assert _outcomes(suite) == {
         "verdict": "failure: FAIL: 2 calls differed",
         "quiet same": "passed",
@@ -266,7 +266,7 @@ def test_a_failure_names_the_fields() -> None:
 
 def test_inconclusive_is_not_passed() -> None:
     """An error: CI systems take what is skipped for good."""
-    suite = _check_junit(reports.junit(EMPTY))
+    suite = _check_junit(junit_report.junit(EMPTY))
     assert _outcomes(suite) == {"verdict": "error: INCONCLUSIVE: no call was sent"}
     assert suite.get("errors") == "1"
 
