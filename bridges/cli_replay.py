@@ -30,11 +30,11 @@ from bridges.faults import Fault
 from bridges.interfaces import model
 from bridges.replay import driving, lint_html, lint_results, linting, masks, serving, terminal_report
 from bridges.replay.bindings import Bindings
+from bridges.replay.html_report import html
+from bridges.replay.junit_report import junit
 from bridges.replay.pairs import REPEATED, Selection, Troubles, join
 from bridges.replay.planning import Order
 from bridges.replay.recorded import Recorded, TooMuch
-from bridges.replay.html_report import html
-from bridges.replay.junit_report import junit
 from bridges.replay.results import Result, Verdict
 from bridges.replay.serving import ServeError
 from bridges.replay.targets import FORMS, Chosen, WrongTarget, choose, knock, open_target
