@@ -281,13 +281,14 @@ def find(directory: Path) -> list[Path]:
 
 
 def _look_into(path: Path) -> list[Segment]:
-    segments = []
-    for name in _names(path):
-        with contextlib.suppress(FileNotFoundError):  # removed meanwhile, by the limits
-            segments.append(look(path / name))
-    if not segments:
-        raise _without_segments(path)
-    return segments
+    while names := _names(path):
+        segments = []
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile, by the limits
+                segments.append(look(path / name))
+        if segments:
+            return segments
+    raise _without_segments(path)
 
 
 def _names(path: Path) -> list[str]:

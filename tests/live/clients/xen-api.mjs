@@ -40,7 +40,13 @@ if (limit !== 'calls-only') {
 }
 
 await xapi._call('session.logout', [first])
-const { memory_static_max: memory } = await xapi.getRecord('VM', vm.$ref)
+// Its own watcher may be logging in anew: for that moment it has no session, and asserts that it has one.
+const again = call =>
+  call().catch(error => {
+    if (error.code !== 'ERR_ASSERTION') throw error
+    return new Promise(resolve => setTimeout(resolve, 10)).then(() => again(call))
+  })
+const { memory_static_max: memory } = await again(() => xapi.getRecord('VM', vm.$ref))
 
 console.log(
   JSON.stringify({
