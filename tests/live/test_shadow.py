@@ -54,21 +54,22 @@ async def test_reads_of_all_doors_reach_it_and_no_write(host: Host, callers: Any
     # Three doors are ours; of the tree's exchanges those that were read whole are asked.
     assert counts["methods"]["get_host_reserved_memory"] == {"same": 9, "different": 0}
     await ladder.until(host, "round_trips", pending=0)
-    # How many of the tree's exchanges can be read whole is the store's and the machine's affair: one is enough.
+    # How many of the tree's exchanges can be read whole, and when they are told, is the store's and the machine's
+    # affair: one is enough.
     async with asyncio.timeout(30):
-        tree, counts = 0, {"sent": 0}
-        while not tree or counts["sent"] != 9 + tree or counts["pending"]:
+        tree, counts, executed = 0, {"sent": 0}, []
+        while not tree or counts["pending"] or not counts["sent"] == 9 + tree == len(executed):
             if not tree:
                 await callers.ask_store("echo", {"session_id": b"once more"})
             status = await ladder.status(host)
             tree, counts = status["observed"]["methods"]["echo"].get("complete", 0), status["comparison"]
+            executed = on_bus(host)
     assert counts["same"] == counts["sent"], counts
-    assert sorted(set(on_bus(host))) == ["echo", "get_host_reserved_memory"]
-    assert len(on_bus(host)) == counts["sent"]
+    assert sorted(set(executed)) == ["echo", "get_host_reserved_memory"]
     await host.until_alarms()
     code, output, _ = await host.cli("stage", "squeezed", "live", "--dry-run")
     assert code == 0, output
-    assert f"pass  reads: 0 of {counts['sent']} differ" in output
+    assert re.search("pass  reads: 0 of [0-9]+ differ", output)
 
 
 async def test_a_candidate_that_hangs_is_in_nobodys_way(host: Host, callers: Any, bus: Bus) -> None:
