@@ -16,8 +16,8 @@ from rich.table import Table
 from bridges import cli_conversion
 from bridges.calls import Door, Side
 from bridges.capture import detectors, showing, store, verifying
-from bridges.capture.records import Leg, encode
-from bridges.capture.store import Capture, CaptureError, nanoseconds
+from bridges.capture.records import Leg, encode, nanoseconds
+from bridges.capture.store import Capture, CaptureError
 from bridges.capture.verifying import Report
 from bridges.cli_reading import CaptureArgument, Stop, bar, opened, reading, stoppable, tell_damage, tell_stopped
 from bridges.replay.words import counted, printable

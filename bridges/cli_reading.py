@@ -16,7 +16,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from bridges.capture import store
 from bridges.capture.records import Record
 from bridges.capture.store import Capture, CaptureError, Place
-from bridges.settings import DEFAULT_PATH
+from bridges.settings import DEFAULT_PATH, Settings
 from bridges.terminal import UNKNOWN, WRONG, err, fail, settings_of
 
 CaptureArgument = Annotated[
@@ -27,12 +27,18 @@ _BAR_BYTES: Final = 4 << 20  # below, nobody has to wait
 _TOLD: Final = 20  # sentences of one kind; `capture verify` and `--json` have more
 
 
+def settings_if_any(path: Path | None) -> Settings | None:
+    """A capture can be worked with where no bridge was ever installed."""
+    return settings_of(path) if path or DEFAULT_PATH.exists() else None
+
+
 def opened(name: str, settings: Path | None) -> Capture:
     """The capture of that path or name. Ends the command when it is none."""
     path = Path(name)
     try:
         if not _is_there(path):
-            directory = settings_of(settings).capture.directory if settings or DEFAULT_PATH.exists() else None
+            loaded = settings_if_any(settings)
+            directory = None if loaded is None else loaded.capture.directory
             if directory is None or not _is_there(directory / name):
                 where = "" if directory is None else f", and none of that name in {directory}"
                 fail(WRONG, f"{name}: there is no such capture{where}")

@@ -22,6 +22,7 @@ from bridges.cli_reading import (
     check_output,
     opened,
     reading,
+    settings_if_any,
     tell_damage,
     tell_stopped,
     tell_unwritable,
@@ -40,8 +41,8 @@ from bridges.replay.serving import ServeError
 from bridges.replay.targets import FORMS, Chosen, WrongTarget, choose, knock, open_target
 from bridges.replay.verdicts import Judge
 from bridges.replay.words import counted
-from bridges.settings import DEFAULT_PATH, Settings
-from bridges.terminal import NO, UNKNOWN, WRONG, JsonOption, SettingsOption, err, fail, out, print_json, settings_of
+from bridges.settings import Settings
+from bridges.terminal import NO, UNKNOWN, WRONG, JsonOption, SettingsOption, err, fail, out, print_json
 
 replay = typer.Typer(
     help="Send a capture's calls to a daemon, or stand in for one.",
@@ -128,7 +129,7 @@ def serve(
 
     A call that is not in the capture is refused, counted, and never passed on.
     """
-    loaded = _settings_if_any(settings)
+    loaded = settings_if_any(settings)
     try:
         places = [choose(loaded, service, each, tree=tree, dialect=dialect) for each in at]
     except WrongTarget as error:
@@ -208,7 +209,7 @@ def drive(
     chosen = service or run.first_service()
     try:
         result = asyncio.run(
-            run.drive(_settings_if_any(settings), chosen, to, options, name=bus_name, tree=tree, dialect=dialect)
+            run.drive(settings_if_any(settings), chosen, to, options, name=bus_name, tree=tree, dialect=dialect)
         )
     except WrongTarget as error:
         fail(WRONG, f"--to: {error}")
@@ -322,11 +323,6 @@ def _bound(words: list[str] | None) -> dict[str, str]:
 
 def _interface(place: Chosen) -> model.Service:
     return model.load_dialect(place.service.name, place.service.dialect)
-
-
-def _settings_if_any(path: Path | None) -> Settings | None:
-    """A capture can be worked with where no bridge was ever installed."""
-    return settings_of(path) if path or DEFAULT_PATH.exists() else None
 
 
 @contextmanager

@@ -189,7 +189,7 @@ def compare(method: Method, left: Outcome, right: Outcome) -> list[Difference]:
 
 def _compare_faults(method: Method, left: Fault, right: Fault) -> list[Difference]:
     pairs = (("fault.kind", str(left.kind), str(right.kind)), ("fault.code", left.code, right.code))
-    found = [Difference(path, _cut(one), _cut(other)) for path, one, other in pairs if one != other]
+    found = [Difference(path, cut(one), cut(other)) for path, one, other in pairs if one != other]
     if found or left.kind not in _SERVICES_OWN:
         return found
     case = method.errors.by_name.get(left.code) if left.kind is Kind.DECLARED else None
@@ -202,8 +202,8 @@ def _outcome_text(method: Method, outcome: Outcome) -> str:
     if not isinstance(outcome, Fault):
         return SECRET if method.secret_result else short(outcome)
     if outcome.kind in _SERVICES_OWN or has_secrets(method):
-        return _cut(f"{outcome.kind} {outcome.code}".rstrip())
-    return _cut(outcome.sentence)
+        return cut(f"{outcome.kind} {outcome.code}".rstrip())
+    return cut(outcome.sentence)
 
 
 def has_secrets(method: Method) -> bool:
@@ -342,8 +342,9 @@ _short: Final = _Short()
 
 def short(value: Any) -> str:
     """A value as a text of at most 60 characters."""
-    return _cut(_short.repr(value))
+    return cut(_short.repr(value))
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+def cut(text: str, longest: int = _LONGEST) -> str:
+    """A text of at most so many characters; what is longer ends in three dots."""
+    return text if len(text) <= longest else text[: longest - 3] + "..."

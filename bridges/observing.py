@@ -21,6 +21,7 @@ from bridges.calls import Door
 from bridges.capture.messages import StoreAnswer, StoreCall
 from bridges.capture.records import Leg
 from bridges.capture.taps import Tap, Trail
+from bridges.comparison import SECRET
 from bridges.interfaces.model import Method, Service
 from xenstore_rpc.connection import Store
 from xenstore_rpc.errors import XenstoreError
@@ -34,7 +35,6 @@ SAMPLE_SECONDS: Final = 0.2
 RECORDS_KEPT: Final = 256
 CALLERS_KEPT: Final = 50
 
-SECRET: Final = "(secret)"  # noqa: S105 - what stands in a secret's place
 UNDECLARED: Final = "(not declared)"
 UNKNOWN_FUNCTIONS: Final = "(unknown functions)"
 UNKNOWN: Final = "unknown"

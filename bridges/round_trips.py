@@ -26,6 +26,7 @@ from bridges.comparison import (
     Outcome,
     argument_differences,
     compare,
+    cut,
     has_secrets,
     hide,
     hide_arguments,
@@ -48,7 +49,6 @@ UNREADABLE: Final = "unreadable call"
 NO_REPLY: Final = "no reply"
 NO_CALL: Final = "no call of the service"
 _LIST_METHODS: Final = "system.listMethods"
-_LONGEST: Final = 60  # characters of a text
 _Nodes = tuple[tuple[str, bytes], ...]
 
 
@@ -89,7 +89,7 @@ def of_socket(
         name = incoming.method
     except (DuplicateMember, OverLimit) as error:
         method = _find(service, translation, name)
-        return Trip(method, None, None, [Difference("arguments", "", _cut(str(error)))])
+        return Trip(method, None, None, [Difference("arguments", "", cut(str(error)))])
     except CodecError:
         return _not_made(UNREADABLE)
     except Exception as error:
@@ -97,7 +97,7 @@ def of_socket(
     method = _find(service, translation, name)
     if method is None and name == _LIST_METHODS and translation.dialect.has_aliases:
         return _not_made(NO_CALL)
-    if method is None or (method.doors and door not in method.doors):
+    if method is None or not method.is_at(door):
         return _not_made(UNKNOWN_METHOD)
     return _OverSocket(on_bus, method, encoding, translation).make(name, incoming.params, reply)
 
@@ -166,7 +166,7 @@ class _Trip:
 
     def _why(self, error: Exception) -> str:
         text = error.for_the_log if isinstance(error, Mismatch) else str(error)
-        return _cut(text.removeprefix(f"{self._method.name}: ").removeprefix("value: "))
+        return cut(text.removeprefix(f"{self._method.name}: ").removeprefix("value: "))
 
     def _add(self, place: str, found: list[Difference]) -> None:
         self._differences += hide(found) if found and self._is_secret(place) else found
@@ -334,10 +334,6 @@ def _as_daemon(service: Service) -> dbus_translation.Translation:
     translation = dbus_translation.Translation(service)
     translation.callers_values = translation.values
     return translation
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
 
 
 def _note(error: Exception) -> str:

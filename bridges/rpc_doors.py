@@ -335,7 +335,7 @@ class SocketCalls(Generic[Reply]):
 
     def _read_arguments(self, tongue: Tongue, incoming: IncomingCall) -> tuple[Method, dict[str, Value]]:
         method = self._find(tongue, incoming.method)
-        if method is None or (method.doors and self._door not in method.doors):
+        if method is None or not method.is_at(self._door):
             raise self._unknown(tongue, incoming)
         try:
             return method, tongue.translation.of(method).read_arguments(incoming.params)

@@ -11,7 +11,7 @@
     typed         values of the interface's types as JSON
     records       the records themselves
     ------------------------------------------------------------------------------------------------------ files
-    writing       directories of segments, within limits
+    writing       directories of segments, within limits (headers)
     store         reading them, whatever was damaged (segments)
     verifying     whether a capture is whole
     frames        records in checksummed zstd frames, chained

@@ -9,16 +9,16 @@ from __future__ import annotations
 import itertools
 import secrets
 from collections.abc import Callable, Iterator
-from importlib import metadata
+from functools import partial
 from typing import Final, Generic, NamedTuple, TypeVar
 
 from bridges.calls import Door
 from bridges.capture.describing import Describer, Heard, Seen
+from bridges.capture.headers import header_of
 from bridges.capture.messages import Answering, Asking
-from bridges.capture.records import SCHEMA, Complete, Fault, Header, Leg, Lost, Record, Reply, Request
+from bridges.capture.records import Complete, Fault, Header, Leg, Lost, Record, Reply, Request
 from bridges.capture.redaction import Redactor
 from bridges.dbus_translation import Translation
-from bridges.interfaces import model
 from bridges.interfaces.model import Effect, Method, Service
 
 OPEN_LIMIT: Final = 65536
@@ -67,25 +67,8 @@ class Asked(NamedTuple):
 def imported(source: str, maker: Maker, dialects: dict[str, str], records: Iterator[Record]) -> Imported:
     """The outcome of an import of that kind; `dialects` by service. What is wrong from the beginning is raised here."""
 
-    def header(segment: int, chain: str) -> Header:
-        return Header(
-            schema=SCHEMA,
-            tool=f"xcp-bridge {metadata.version('xcp-dbus-bridge')}",
-            host="",
-            boot="",
-            real="0",
-            mono="0",
-            segment=segment,
-            chain=chain,
-            source=source,
-            interfaces={name: model.digest(name, dialect) for name, dialect in dialects.items()},
-            dialects=dialects,
-            redaction=maker.redactor.policy,
-            key=maker.redactor.key_id,
-        )
-
     first = list(itertools.islice(records, 1))
-    return Imported(header, itertools.chain(first, records))
+    return Imported(partial(header_of, maker.redactor, dialects, source), itertools.chain(first, records))
 
 
 class Maker:

@@ -69,7 +69,7 @@ class SocketLeg(legs.LegReader):
         method = self._service.method(name)
         if method is None and self._translation.dialect.has_aliases:
             method = self._service.method_by_alias(name)
-        return None if method is None or (method.doors and self._door not in method.doors) else method
+        return None if method is None or not method.is_at(self._door) else method
 
     def _is_plain(self, body: bytes) -> bool:
         """Whether a message has nothing around its values that its readers pass over: comments, further members."""

@@ -13,24 +13,23 @@ import secrets
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from bridges.capture import records
 from bridges.capture.describing import Describer, Seen
 from bridges.capture.frames import FRAME_BYTES, RECORDS
+from bridges.capture.headers import header_of
 from bridges.capture.records import End, Flip, Header, Lost
 from bridges.capture.redaction import Redactor
 from bridges.capture.store import CaptureError, find
 from bridges.capture.taps import Clock, Entered, Event, Tap
 from bridges.capture.writing import Limits, Writer
 from bridges.dbus_translation import Translation
-from bridges.interfaces import model
 from bridges.interfaces.model import Service
 from bridges.pacing import Pace
 from xmlrpc_gateway.callers import command_of
@@ -165,8 +164,7 @@ class Recorder:
             if left < min(self._limits.segment_bytes, self._limits.total_bytes) // 4:
                 text = f"the captures in {self._directory} take {used >> 20} MiB of {self._limits.total_bytes >> 20}"
                 raise CaptureRefused(f"{text}: move or remove some, or raise capture.total_mib in the settings")
-            host = self._host()
-            header = _HeaderOf(host, redactor, {name: s.dialect for name, s in self._sources.items()}, self._clock)
+            header = self._header(redactor)
             # The segment that is written never goes, so it may not be all that is left.
             segment_bytes = min(self._limits.segment_bytes, left // 4)
             limits = self._limits._replace(segment_bytes=segment_bytes, total_bytes=left)
@@ -176,6 +174,17 @@ class Recorder:
                 raise CaptureRefused(f"{directory} is there already: choose another name") from None
             raise CaptureRefused(f"{directory} cannot be written: {error}") from None
         return _Running(directory, writer, redactor)
+
+    def _header(self, redactor: Redactor) -> Callable[[int, str], Header]:
+        """Makes the header of each segment."""
+        host, boot = self._host(), Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        dialects = {name: source.dialect for name, source in self._sources.items()}
+
+        def header(segment: int, chain: str) -> Header:
+            now = self._clock.real(), self._clock.mono()
+            return header_of(redactor, dialects, "bridge", segment, chain, host=host, boot=boot, now=now)
+
+        return header
 
     def _host(self) -> str:
         """The random id of this host, made once."""
@@ -369,30 +378,3 @@ class Recorder:
             lost = running.lost["", records.DISK]
             LOG.error("capture %s cannot be written, %d records are lost by it: %s", running.directory, lost, error)
         running.trouble = str(error) or type(error).__name__
-
-
-class _HeaderOf:
-    """Makes the header of each segment."""
-
-    def __init__(self, host: str, redactor: Redactor, dialects: Mapping[str, str], clock: Clock) -> None:
-        self._host = host
-        self._boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        self._redactor = redactor
-        self._dialects = dict(dialects)
-        self._clock = clock
-
-    def __call__(self, segment: int, chain: str) -> Header:
-        return Header(
-            schema=records.SCHEMA,
-            tool=f"xcp-bridge {metadata.version('xcp-dbus-bridge')}",
-            host=self._host,
-            boot=self._boot,
-            real=str(self._clock.real()),
-            mono=str(self._clock.mono()),
-            segment=segment,
-            chain=chain,
-            interfaces={name: model.digest(name, dialect) for name, dialect in self._dialects.items()},
-            dialects=self._dialects,
-            redaction=self._redactor.policy,
-            key=self._redactor.key_id,
-        )

@@ -214,3 +214,8 @@ def decode(line: bytes) -> Record:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise RecordError(f"is no JSON object: {error}") from None
     return record
+
+
+def nanoseconds(text: str) -> int:
+    """A time of a record; 0 for one that is no number, as where it is not known."""
+    return int(text) if text.isdecimal() and len(text) <= 20 else 0

@@ -12,8 +12,9 @@ from functools import partial
 from typing import Any, Final
 
 from bridges.calls import Tagged
-from bridges.capture.rules import SECRET, UNDECLARED, is_secret_name
+from bridges.capture.rules import UNDECLARED, is_secret_name
 from bridges.capture.texts import CONSTANTS, Change, Pass, Texts
+from bridges.comparison import SECRET
 from bridges.interfaces.model import (
     STRING,
     UNKNOWN_RECORD,

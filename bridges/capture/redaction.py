@@ -27,8 +27,9 @@ from typing import Any, Final, NamedTuple
 from bridges.calls import Value
 from bridges.capture import rules
 from bridges.capture.redacting import MEMBERS, UNTYPED, Kinds
-from bridges.capture.rules import REFERENCE, SECRET, is_secret_name, is_token
+from bridges.capture.rules import REFERENCE, is_secret_name, is_token
 from bridges.capture.texts import Change, Pass, Texts
+from bridges.comparison import SECRET
 from bridges.faults import Fault, Kind
 from bridges.interfaces.model import ASYNC, Method, Service
 

@@ -15,7 +15,8 @@ import re
 from collections.abc import Callable
 from typing import Final
 
-SECRET: Final = "(secret)"  # noqa: S105 -- what stands for one
+from bridges.comparison import SECRET
+
 UNDECLARED: Final = "(undeclared)"  # what stands for a text at a place that is not written down
 HEADERS: Final = frozenset({"accept", "connection", "content-length", "content-type", "host", "user-agent"})
 QUERIES: Final = frozenset(

@@ -11,6 +11,7 @@ import msgspec
 
 from bridges.capture.records import ANSWERED, AS_CALLERS, Complete, Fault, Leg, Record, Reply, Request
 from bridges.capture.store import Place
+from bridges.comparison import cut
 
 OPEN_LIMIT: Final = 65536
 _LONGEST: Final = 160  # characters of arguments or of a result on a line
@@ -81,7 +82,7 @@ def call_text(request: Request) -> str:
         return f"{name}({AS_CALLERS})"
     if request.arguments is None:
         return f"{name}(? {request.note or request.complete})"
-    return cut(f"{name}({', '.join(f'{key}={_json(value)}' for key, value in request.arguments.items())})")
+    return cut(f"{name}({', '.join(f'{key}={_json(value)}' for key, value in request.arguments.items())})", _LONGEST)
 
 
 def outcome_text(reply: Reply | None) -> str:
@@ -90,12 +91,12 @@ def outcome_text(reply: Reply | None) -> str:
         return "no answer"
     if (fault := reply.fault) is not None:
         name = fault.code or fault.kind
-        return cut(fault.text if fault.text.startswith(name) else f"{name}: {fault.text}")
+        return cut(fault.text if fault.text.startswith(name) else f"{name}: {fault.text}", _LONGEST)
     if reply.outcome != ANSWERED:
         return reply.note or reply.outcome
     if reply.complete is not Complete.COMPLETE or (reply.result is None and reply.note):
         return f"? {reply.note or reply.complete}"
-    return cut(_json(reply.result))
+    return cut(_json(reply.result), _LONGEST)
 
 
 def as_json(shown: Shown) -> dict[str, Any]:
@@ -110,11 +111,6 @@ def as_json(shown: Shown) -> dict[str, Any]:
 def leg_text(request: Request) -> str:
     """The door, and whose leg it is unless the caller's."""
     return request.door if request.leg is Leg.CALLER else f"{request.leg} {request.door}"
-
-
-def cut(text: str) -> str:
-    """A text that fits a line."""
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
 
 
 def _json(value: Any) -> str:

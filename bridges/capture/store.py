@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from bridges.capture import frames, records
-from bridges.capture.records import Record
+from bridges.capture.records import Record, nanoseconds
 from bridges.capture.segments import File, Segment, look, name_of, number_of
 
 MANIFEST: Final = "MANIFEST.json"
@@ -234,11 +234,6 @@ class _Reading:
         many = f" to {names[-1]}: are" if len(names) > 1 else ": is"
         self._on_damage(f"{names[0]}{many} missing: {_lost(lost)}")
         self._chain, self._after = None, first
-
-
-def nanoseconds(text: str) -> int:
-    """A time of a record; 0 for one that is no number, as where it is not known."""
-    return int(text) if text.isdecimal() and len(text) < 30 else 0
 
 
 def open_capture(path: Path) -> Capture:

@@ -9,8 +9,8 @@ from typing import Final
 
 from bridges.calls import Value
 from bridges.capture.redaction import Redactor
-from bridges.capture.rules import SECRET, UNDECLARED, without_secrets
-from bridges.comparison import ABSENT, Difference, Outcome
+from bridges.capture.rules import UNDECLARED, without_secrets
+from bridges.comparison import ABSENT, SECRET, Difference, Outcome
 from bridges.faults import Fault, Kind
 from bridges.interfaces.model import Method, Service
 

@@ -11,7 +11,8 @@ from urllib.parse import quote, quote_plus
 from xml.sax.saxutils import escape
 
 from bridges.capture import rules
-from bridges.capture.rules import REFERENCE, SECRET, UNDECLARED, is_secret_name
+from bridges.capture.rules import REFERENCE, UNDECLARED, is_secret_name
+from bridges.comparison import SECRET
 
 _SHORTEST: Final = 4  # characters of a secret that is looked for in other texts
 _MOST: Final = 64  # secrets that are looked for, the longest ones

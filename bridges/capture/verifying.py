@@ -7,8 +7,8 @@ from typing import Final
 
 import msgspec
 
-from bridges.capture.records import End, Header, Leg, Lost, Record, Reply, Request
-from bridges.capture.store import Capture, Place, nanoseconds
+from bridges.capture.records import End, Header, Leg, Lost, Record, Reply, Request, nanoseconds
+from bridges.capture.store import Capture, Place
 
 OPEN: Final = 65536  # requests whose reply is waited for; the oldest beyond counts as without one
 TEXTS: Final = 1000  # of a kind that are kept; the rest is counted

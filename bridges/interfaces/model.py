@@ -21,6 +21,7 @@ from typing import Any, Final, Generic, Literal, TypeVar
 import msgspec
 
 OLDER: Final = "rpclib-2012"
+SOCKETS: Final = ("http", "framed")  # the doors of a method of which the data say none
 _OLDER_SUFFIX: Final = "-2012"
 BASIC: Final = frozenset({"unit", "bool", "int", "int32", "int64", "float", "string", "char", "datetime", "any"})
 
@@ -288,6 +289,14 @@ class Method:
     consumes: dict[str, str] = field(default_factory=dict)
     ends: tuple[str, ...] = ()
 
+    def is_at(self, door: str) -> bool:
+        """Whether it can be called at that door: bus, xenstore, http, framed or datagram."""
+        if door == "bus":
+            return True
+        if door == "xenstore":
+            return self.xenstore is not None
+        return door in (self.doors or SOCKETS)
+
     @cached_property
     def member(self) -> str:
         """The method's name without its class, what becomes the D-Bus member: `Async.VM.start` is `Async_start`."""
@@ -357,7 +366,7 @@ class Service:
         """The legacy doors at which any of its methods can be called."""
         found = {"xenstore"} if any(data.xenstore is not None for data in self._data.values()) else set()
         for data in self._data.values():
-            found.update(data.doors or ("http", "framed"))
+            found.update(data.doors or SOCKETS)
         return frozenset(found)
 
     @cached_property

@@ -30,8 +30,8 @@ from bridges import handles
 from bridges.calls import Tagged, Value
 from bridges.capture import typed
 from bridges.capture.records import Complete
-from bridges.capture.rules import SECRET, UNDECLARED, is_token
-from bridges.comparison import Outcome
+from bridges.capture.rules import UNDECLARED, is_token
+from bridges.comparison import SECRET, Outcome
 from bridges.faults import Fault
 from bridges.handles import Walk
 from bridges.interfaces.model import Effect, HandleForm, Method, Parameter, Service, bare

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import partial
 from typing import Final, NamedTuple
 
 from bridges import dbus_translation, faults, round_trips
-from bridges.calls import Door, Value
+from bridges.calls import Value
 from bridges.capture import typed
 from bridges.capture.records import ANSWERED, UNKNOWN, Complete, Reply, Request
-from bridges.comparison import Outcome
+from bridges.comparison import Outcome, cut
 from bridges.interfaces.model import Method, Service
 from bridges.replay.lint_results import Kind
 from bridges.replay.pairs import Exchange
 from bridges.xmlrpc_values import Mismatch
 
-_LONGEST: Final = 200  # characters of what a finding tells
+_cut: Final = partial(cut, longest=200)  # what a finding tells
 _HALVES: Final = {
     Complete.NO_ARGUMENTS: Kind.NO_ARGUMENTS,
     Complete.NO_RESULT: Kind.NO_RESULT,
     Complete.CUT: Kind.CUT,
 }
-_LEGACY_DOORS: Final = ("http", "framed")
 _MISFITS: Final = frozenset({Kind.ARGUMENTS, Kind.RESULT, Kind.FAULT})
 
 
@@ -133,7 +133,7 @@ def _unfit(request: Request, method: Method | None) -> Note | None:
             return Note(Kind.NO_CALL, _cut(request.name))
         kind = Kind.UNKNOWN_METHOD if request.name else Kind.UNREADABLE
         return Note(kind, _cut(request.note or request.name))
-    if not _has_door(method, request.door):
+    if not method.is_at(request.door):
         return Note(Kind.DOOR, f"at the door {request.door}")
     if request.complete is Complete.UNREAD:
         kind = Kind.ARGUMENTS if request.note.startswith("arguments") else Kind.UNREADABLE
@@ -156,16 +156,6 @@ def _halves(request: Request, reply: Reply | None) -> list[Note]:
     return notes
 
 
-def _has_door(method: Method, door: str) -> bool:
-    match door:
-        case Door.BUS:
-            return True
-        case Door.XENSTORE:
-            return method.xenstore is not None
-        case _:
-            return door in (method.doors or _LEGACY_DOORS)
-
-
 def _is_redacted(mismatch: Mismatch, paths: list[str]) -> bool:
     """Whether it is what stands in the place of a secret that does not fit."""
     place = ".".join(reversed(mismatch.path))
@@ -175,7 +165,3 @@ def _is_redacted(mismatch: Mismatch, paths: list[str]) -> bool:
 def _why(mismatch: Mismatch, *, is_secret: bool) -> str:
     text = f"{mismatch.place} is a secret that does not fit" if is_secret else mismatch.for_the_log
     return _cut(text)
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."

@@ -29,7 +29,7 @@ from functools import partial
 from itertools import islice
 from typing import Final, NamedTuple, Protocol, TypeVar
 
-from bridges.calls import Call, Door, Value
+from bridges.calls import Call, Value
 from bridges.comparison import Outcome
 from bridges.faults import Fault, Kind
 from bridges.interfaces.model import Effect, Method
@@ -225,7 +225,7 @@ class _Driver:
             return NOT_WRITTEN_DOWN
         if method.deadline is None:
             return LONG_POLL
-        if not _has_door(method, self._target.door):
+        if not method.is_at(self._target.door):
             return NOT_AT_THIS_DOOR
         if method.effect is Effect.WRITE and not self._options.allow_writes:
             return WRITE
@@ -402,15 +402,6 @@ class _Driver:
             lateness=lateness,
             kept=not is_late(lateness, self._service_time.spread()),
         )
-
-
-def _has_door(method: Method, door: Door) -> bool:
-    """Whether the method can be called at that door."""
-    if door is Door.BUS:
-        return True
-    if door is Door.XENSTORE:
-        return method.xenstore is not None
-    return door in method.doors if method.doors else door in (Door.HTTP, Door.FRAMED)
 
 
 def _microseconds(seconds: float) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from bridges.capture.records import nanoseconds
 from bridges.replay import words
 from bridges.replay.lint_results import (
     KINDS,
@@ -36,7 +37,6 @@ from bridges.replay.pages import (
     texts,
     verdict_box,
 )
-from bridges.replay.tallies import nanoseconds
 
 LEVELS: Final = {Level.WRONG: "bad", Level.WARNING: "open", Level.NOTE: "soft"}
 LOOKS: Final = {Outcome.CLEAN: "good", Outcome.WRONG: "bad", Outcome.PART: "open", Outcome.EMPTY: "open"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final, Generic, TypeVar
 
-from bridges.capture.records import Request
+from bridges.capture.records import Request, nanoseconds
 from bridges.replay.results import Spread
 
 OTHERS: Final = "(others)"  # what is counted together once there are too many names
@@ -114,8 +114,3 @@ def add(counts: dict[str, int], name: str, most: int = 64) -> None:
     if name not in counts and len(counts) >= most:
         name = OTHERS
     counts[name] = counts.get(name, 0) + 1
-
-
-def nanoseconds(text: str) -> int:
-    """A time of a record; 0 for one that is no number."""
-    return int(text) if text.isdecimal() and len(text) <= 20 else 0
