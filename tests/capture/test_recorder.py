@@ -40,6 +40,7 @@ from bridges.capture.writing import Limits
 from bridges.cutover import Stage
 from bridges.interfaces import model
 from tests.bridges.fidelity_forms import forms
+from tests.capture.small_disk import run_on_small_disk
 from tests.capture.telling import tongue
 from xmlrpc_gateway.encodings import IncomingCall, XmlEncoding
 
@@ -543,11 +544,7 @@ def test_files_that_may_not_grow(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
 def test_a_full_disk(tmp_path: Path) -> None:
     """The same on a disk of 400 KiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    script = 'mount -t tmpfs -o size=400k none "$1" && exec "$2" -c "$3" "$4" "$1/captures" disk'
-    arguments = ["unshare", "-m", "sh", "-c", script, "sh", str(disk), sys.executable, FULL_DISK, __file__]
-    subprocess.run(arguments, check=True, cwd=ROOT, timeout=50)
+    run_on_small_disk(tmp_path / "disk", FULL_DISK, __file__, "captures")
 
 
 # --- defects and ends ------------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from bridges.capture.segments import File
 from bridges.capture.store import Capture, CaptureError, Place, find, open_capture
 from bridges.capture.verifying import Report, verify
 from bridges.capture.writing import Limits, Writer, write_all
+from tests.capture.small_disk import run_on_small_disk
 
 ROOT = Path(__file__).parents[2]
 SECOND = 10**9
@@ -586,12 +587,8 @@ def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
 def test_a_full_disk(tmp_path: Path) -> None:
     """The same on a disk of 400 KiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    script = 'mount -t tmpfs -o size=400k none "$1" && exec "$2" -c "$3" "$4" "$1/one" disk'
-    command = ["unshare", "-m", "sh", "-c", script, "sh", str(disk), sys.executable, FULL_DISK, __file__]
-    subprocess.run(command, check=True, cwd=ROOT, timeout=30)
-    assert files(disk) == []
+    run_on_small_disk(tmp_path / "disk", FULL_DISK, __file__, "one")
+    assert files(tmp_path / "disk") == []
 
 
 def _repeated(path: Path, count: int) -> None:
