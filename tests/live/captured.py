@@ -83,12 +83,20 @@ class Command:
         return self._process.stderr
 
     def until_reading(self, path: Path) -> None:
-        """Waits until it has a file open, which it then reads for a while."""
+        """Waits until it ends orderly on a signal, and has a file open, which it then reads for a while."""
         deadline = time.monotonic() + 30
-        while not any(_is_open(descriptor, path) for descriptor in Path(f"/proc/{self.pid}/fd").iterdir()):
+        while not (self._takes_sigterm() and self._has_open(path)):
             assert time.monotonic() < deadline
             assert self._process.poll() is None, self.errors.read()
             time.sleep(0.002)
+
+    def _has_open(self, path: Path) -> bool:
+        return any(_is_open(descriptor, path) for descriptor in Path(f"/proc/{self.pid}/fd").iterdir())
+
+    def _takes_sigterm(self) -> bool:
+        """Whether it has a handler for it: it has none until it reads, and takes SIGINT with the same one."""
+        status = dict(line.split(":", 1) for line in Path(f"/proc/{self.pid}/status").read_text().splitlines())
+        return bool(int(status["SigCgt"], 16) >> (signal.SIGTERM - 1) & 1)
 
     def interrupt(self) -> None:
         self._process.send_signal(signal.SIGINT)

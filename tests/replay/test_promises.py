@@ -351,9 +351,9 @@ async def test_a_slow_target_does_not_spoil_the_schedule(directory: Path) -> Non
     ):
         notes, timing = await driven(target, exchanges)
     assert len(requests) == len(notes.outcomes) == timing.lateness.count == 150
-    assert max(notes.us.values()) > 800_000
-    assert timing.lateness.p50 < 50_000
-    assert timing.lateness.most < 400_000
+    assert (most := max(notes.us.values())) > 800_000
+    assert timing.lateness.p50 < most / 4
+    assert timing.lateness.most < most - 400_000
 
 
 async def test_memory_that_a_slow_target_fills_is_no_lateness(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,9 +364,9 @@ async def test_memory_that_a_slow_target_fills_is_no_lateness(monkeypatch: pytes
         return await asyncio.sleep(0.1, 7)
 
     notes, timing = await run(calls(40, apart=0.001, name=READ, answer=7, conn=""), Daemon(answer))
-    assert max(notes.us.values()) > 700_000
-    assert timing.lateness.most < 300_000
-    assert timing.lateness.p50 < 50_000
+    assert (most := max(notes.us.values())) > 700_000
+    assert timing.lateness.most < most / 2
+    assert timing.lateness.p50 < most / 4
 
 
 # --- what is no PASS -------------------------------------------------------------------------------------------------
