@@ -214,10 +214,11 @@ class XenstoreDoor:
             unexpected = defect(f"{self._service.name} {name} at the xenstore door", error)
             return error_response(EXCEPTION, unexpected.sentence)
 
-    async def settle_stale(self, request: Request, *, executes: bool) -> Response | None:
+    async def settle_stale(self, request: Request, unknown: Fault | None) -> Response | None:
         """The answer to a request that was there before us; None: it was never begun and shall be executed now.
 
-        It bears no time; but what the journal knows was begun, and is never begun again.
+        What the journal knows was begun, and is never begun again. `unknown` is the answer to all else, None for no
+        answer.
         """
         found = await self._dispatch.recorded(request.request_id)
         if found is not None and found.kept is not None:
@@ -225,10 +226,7 @@ class XenstoreDoor:
         if found is not None:
             text = "the bridge ended with this request in its hands; it may have been executed"
             return error_response(EXCEPTION, Fault(Kind.IN_DOUBT, text).sentence)
-        if executes:
-            return None
-        text = "the request was found at a cold start and its age is unknown: it was not executed"
-        return error_response(EXCEPTION, Fault(Kind.UNAVAILABLE, text).sentence)
+        return None if unknown is None else error_response(EXCEPTION, unknown.sentence)
 
 
 class DatagramDoor:

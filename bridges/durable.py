@@ -164,8 +164,8 @@ def open_file(
 ) -> sqlite3.Connection:
     """A file of ours: a commit that returned is on the disk, and one process at a time holds it.
 
-    `schema` is carried out at every start, and behind it what `upgrades` has for the version that was found. Raises
-    DurableError, and sqlite3.DatabaseError for a file that is damaged.
+    `schema` is carried out at every start, and behind it what `upgrades` has for the version that was found and those
+    after it. Raises DurableError, and sqlite3.DatabaseError for a file that is damaged.
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -192,7 +192,8 @@ def _open(path: Path, schema: str, version: int, upgrades: Mapping[int, str]) ->
         state = database.execute("PRAGMA quick_check(1)").fetchone()[0]
         if state != "ok":
             raise sqlite3.DatabaseError(" ".join(state.split()))
-        script = f"{schema} {upgrades.get(found, '')} PRAGMA user_version={version};"
+        later = " ".join(upgrades.get(each, "") for each in range(found, version)) if found else ""  # 0: a new file
+        script = f"{schema} {later} PRAGMA user_version={version};"
         database.executescript(f"BEGIN IMMEDIATE; {script} COMMIT;")
     except BaseException:
         database.close()

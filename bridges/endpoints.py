@@ -110,7 +110,9 @@ class Endpoints:
         self.tree: TreeDoor | None = None
         if settings.xenstore is not None and self._store is not None:
             xenstore_door = doors.XenstoreDoor(self.dispatch, self._backends, self._service, self._tap)
-            self.tree = TreeDoor(self.situation, self._store, settings.xenstore, xenstore_door, self.legacy)
+            self.tree = TreeDoor(
+                self.situation, shared.state, self._store, settings.xenstore, xenstore_door, self.legacy
+            )
         self.datagrams: DatagramAddress | None = None
         if settings.datagram is not None:
             datagram_door = doors.DatagramDoor(self.dispatch, self._backends, self._service, self._tap)

@@ -25,7 +25,7 @@ from bridges.durable import DurableError, open_file
 LOG: Final = logging.getLogger("bridges.state")
 P = ParamSpec("P")
 
-VERSION: Final = 2
+VERSION: Final = 3
 # Given up when the disk is full, so that the end of a move which could not be committed can still be written.
 BALLAST_BYTES: Final = 256 * 1024
 SPACE_BYTES: Final = 1 << 20
@@ -33,7 +33,7 @@ SPACE_BYTES: Final = 1 << 20
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS service (
     name TEXT PRIMARY KEY, stage TEXT NOT NULL, epoch INTEGER NOT NULL, changed TEXT NOT NULL, frozen TEXT,
-    candidate TEXT
+    candidate TEXT, registered INTEGER
 ) STRICT;
 CREATE TABLE IF NOT EXISTS flip (
     id INTEGER PRIMARY KEY, service TEXT NOT NULL, origin TEXT NOT NULL, target TEXT NOT NULL, epoch INTEGER NOT NULL,
@@ -68,7 +68,8 @@ UPDATE flip SET step = 'transferred' WHERE step = 'handed over';
 INSERT INTO audit (time, service, verb, origin, target, epoch, who, reason, skip, outcome)
     SELECT ended, service, verb, origin, target, epoch, who, reason, skip, outcome FROM flip
     WHERE outcome IS NOT NULL ORDER BY id;
-"""
+""",
+    2: "ALTER TABLE service ADD COLUMN registered INTEGER;",
 }
 
 
@@ -184,6 +185,15 @@ class State:
     def keep_candidate(self, service: str, process: str) -> None:
         """Remembers the process that took Assume. Raises NotWritten."""
         self._write("UPDATE service SET candidate = ? WHERE name = ?", (process, service))
+
+    def registered(self, service: str) -> int | None:
+        """The pid with which a bridge last registered as the server of the service's tree, None if none ever did."""
+        row = self._database.execute("SELECT registered FROM service WHERE name = ?", (service,)).fetchone()
+        return row[0] if row else None
+
+    def keep_registered(self, service: str, pid: int) -> None:
+        """Remembers a registration that is about to be made, of a service moved before. Raises NotWritten."""
+        self._write("UPDATE service SET registered = ? WHERE name = ?", (pid, service))
 
     def recover(self, service: str) -> tuple[Standing, str | None]:
         """Ends flips that a crash cut off: each becomes not begun, or completed.

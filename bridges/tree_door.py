@@ -13,9 +13,11 @@ from functools import partial
 from typing import Final
 
 from bridges.doors import XenstoreDoor
+from bridges.faults import Fault, Kind
 from bridges.legacy_daemon import LegacyDaemon
 from bridges.processes import Process, ProcessError, is_alive
 from bridges.situation import DoorError, Situation
+from bridges.state import NotWritten, State
 from xenstore_rpc.connection import Store
 from xenstore_rpc.errors import StoreLost, XenstoreError
 from xenstore_rpc.records import EXCEPTION, Request, Response, error_response
@@ -28,12 +30,23 @@ FENCE_SECONDS: Final = 5.0
 # Between two looks at a tree that is not quiet: callers pause for less than this between two calls.
 BREATH_SECONDS: Final = 0.001
 
+# What a start finds in the tree bears no time, and nobody says who has seen it.
+_NOT_EXECUTED: Final = Fault(
+    Kind.UNAVAILABLE, "the request was found at a cold start and its age is unknown: it was not executed"
+)
+_LEFT_BY_ANOTHER: Final = Fault(
+    Kind.IN_DOUBT, "another daemon served the tree and ended with this request in it; it may have been executed"
+)
+
 
 class TreeDoor:
     """The tree of one service. `tasks` is where serving runs."""
 
-    def __init__(self, situation: Situation, store: Store, tree: str, door: XenstoreDoor, legacy: LegacyDaemon) -> None:
+    def __init__(
+        self, situation: Situation, state: State, store: Store, tree: str, door: XenstoreDoor, legacy: LegacyDaemon
+    ) -> None:
         self._situation = situation
+        self._state = state
         self._store = store
         self._tree = tree
         self._door = door
@@ -45,6 +58,12 @@ class TreeDoor:
 
     def _new_server(self) -> Server:
         return Server(self._store, self._tree, self._door.answer, pid=os.getpid(), on_foreign_pid=self._foreign_pid)
+
+    async def _register(self, server: Server) -> None:
+        """Raises NotWritten: who does not know in whose hands its tree was would call executed requests unexecuted."""
+        if self._state.registered(self._situation.service) != os.getpid():
+            self._state.keep_registered(self._situation.service, os.getpid())
+        await server.register()
 
     def _foreign_pid(self, pid: int) -> None:
         """Somebody else serves the tree: we stop at once, whoever it is. During a way back it is what we wait for."""
@@ -70,7 +89,7 @@ class TreeDoor:
         """
         server = self._new_server()
         before = await server.pid()
-        await server.register()
+        await self._register(server)
         try:
             unanswered = await self._freeze_quiet(server, process, accept_in_doubt=accept_in_doubt)
             await process.end()
@@ -125,7 +144,7 @@ class TreeDoor:
         """After a way back that was given up: the requests that came meanwhile are served."""
         await self.leave()
         self._server = self._new_server()
-        await self._server.register()
+        await self._register(self._server)
         self.serve(tasks)
 
     async def drain(self, timeout: float) -> bool:
@@ -155,7 +174,7 @@ class TreeDoor:
                 return  # two owners: the alarm is raised already
             while not await self._own(stale):
                 pass  # the store went away again: all of it once more
-        except (ProcessError, XenstoreError) as error:
+        except (ProcessError, XenstoreError, NotWritten) as error:
             self._situation.alarm("TREE_LOST", f"{error}; restart the bridge when that is mended")
         if self._server is not None:
             self.serve(tasks)
@@ -169,9 +188,14 @@ class TreeDoor:
             if registered and registered != os.getpid() and is_alive(registered):
                 self._alarm_split(registered)
                 return True
-            await server.register()
-            decide = partial(self._door.settle_stale, executes=stale == "execute")
-            if settled := await server.settle_outstanding(decide):
+            settled = 0
+            if registered is None or registered != self._state.registered(self._situation.service):
+                # Before we register: a bridge that is started after us would take all that is left for unseen.
+                settled = await server.settle_outstanding(partial(self._door.settle_stale, unknown=_LEFT_BY_ANOTHER))
+            await self._register(server)
+            unknown = None if stale == "execute" else _NOT_EXECUTED
+            settled += await server.settle_outstanding(partial(self._door.settle_stale, unknown=unknown))
+            if settled:
                 LOG.warning("%s: %d requests were there before us: answered", self._situation.service, settled)
         except StoreLost:
             return False

@@ -266,12 +266,14 @@ def test_a_file_of_the_first_version_is_carried_on(tmp_path: Path, step: str | N
         assert state.recover("squeezed")[0] == expected == state.standing("squeezed")
         state.freeze("squeezed", "a freeze")
         state.keep_candidate("squeezed", "1:2")
+        state.keep_registered("squeezed", 7)
         first, last = state.audit()
     assert (first["time"], first["reason"], first["verb"], first["outcome"]) == ("T1", "week 1", "stage", "done")
     assert (last["reason"], last["target"]) == ("week 2", "live")
     with opened(tmp_path) as state:
         assert len(state.audit()) == 2
         assert (state.frozen("squeezed"), state.candidate("squeezed")) == ("a freeze", "1:2")
+        assert (state.registered("squeezed"), state.registered("xenopsd")) == (7, None)
 
 
 def test_a_newer_version_is_left_alone(tmp_path: Path) -> None:

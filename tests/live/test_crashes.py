@@ -76,6 +76,33 @@ async def test_killed_in_live(host: Host, moved: Any, stale: str) -> None:
     assert await host.alarms() == {}
 
 
+@pytest.mark.parametrize("stale", ["refuse", "execute"])
+async def test_another_daemon_served_meanwhile(host: Host, moved: Any, stale: str) -> None:
+    """A legacy daemon that somebody started while there was no bridge has ended, with a request in its hands: nobody
+    knows whether it was executed, so its caller is told that, and we never execute it."""
+    host.write_settings(stale=stale)
+    await host.end("bridge", signal.SIGKILL)
+    await host.start_legacy("squeezed")
+    await moved.ask_store("login", {"service_name": b"another"})
+    await freeze(host, "squeezed")
+    await moved.request("reserve-memory", "held", {"session_id": b"another", "kib": b"1"})
+    await host.end_legacy("squeezed")
+    await host.start_bridge()
+    response = await moved.response("reserve-memory", "held")
+    assert response["code"] == b"2"
+    assert response["description"].startswith(b"InDoubt: another daemon served the tree and ended with this request")
+    assert host.executions()["reserve_memory", "held"] == 0
+    await moved.every_door()
+    assert await host.alarms() == {}
+    # The tree is ours again: what the next start finds was seen by nobody.
+    await host.end("bridge", signal.SIGKILL)
+    await moved.request("reserve-memory", "found", {"session_id": b"found", "kib": b"1"})
+    await host.start_bridge()
+    answer = await moved.response("reserve-memory", "found")
+    assert answer.get("description", b"").startswith(b"Unavailable") == (stale == "refuse")
+    assert host.executions()["reserve_memory", "found"] == (stale == "execute")
+
+
 async def in_live(host: OneService, stale: str) -> None:
     """squeezed is live, with that stale_at_start from the next start on."""
     host.write_settings(stale=stale)
