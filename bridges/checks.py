@@ -10,14 +10,13 @@ import os
 import socket
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Final
 from xml.parsers import expat
 
 import httpx
 
+from bridges.findings import Finding, Verdict
 from bridges.interfaces import model
 from bridges.settings import LegacyCommands, LegacyUnit, ServiceSettings, Settings
 from dbus_side import names
@@ -33,25 +32,6 @@ REPLIES_WANTED: Final = 50_000
 _REPLIES: Final = "max_replies_per_connection"
 _MEND_LIMITS: Final = "run the bus with deploy/xcp-bus.conf, as deploy/xcp-bus.service does"
 _DRIVER: Final = "org.freedesktop.DBus"
-
-
-class Verdict(StrEnum):
-    """What a check found."""
-
-    GOOD = "ok"
-    WARNING = "warning"
-    BAD = "wrong"
-    UNKNOWN = "could not tell"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the report: where, what is so, and what to do about it (empty when nothing is)."""
-
-    place: str
-    verdict: Verdict
-    text: str
-    mend: str = ""
 
 
 async def check(settings: Settings, message_switch: Path = MESSAGE_SWITCH) -> list[Finding]:

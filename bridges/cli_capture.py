@@ -31,6 +31,7 @@ from bridges.terminal import (
     SettingsOption,
     ask,
     ask_bridge,
+    command_group,
     err,
     fail,
     out,
@@ -38,7 +39,9 @@ from bridges.terminal import (
     settings_of,
 )
 
-capture = typer.Typer(help="Record what passes the doors, and look at it.", no_args_is_help=True, rich_markup_mode=None)
+capture = command_group("Record what passes the doors, and look at it.")
+commands = command_group()
+commands.add_typer(capture, name="capture")
 
 ServicesArgument = Annotated[
     list[str] | None, typer.Argument(metavar="[SERVICE]...", help="Which services; without any, all.")

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import textwrap
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 
-from bridges import asking, checks, cutover
-from bridges.checks import Finding, Verdict
+from bridges import cutover
 from bridges.cli_status import print_checklist, show_service, tally
 from bridges.settings import Settings
 from bridges.terminal import (
@@ -27,19 +23,18 @@ from bridges.terminal import (
     SettingsOption,
     ask,
     ask_bridge,
-    did_you_mean,
+    body,
+    command_group,
     fail,
     out,
     print_json,
     print_verdict,
-    report,
     settings_of,
 )
-from bridges.tongues import Tongues
 
 Record = Mapping[str, Any]
 
-DOCTOR_SECONDS: Final = 30.0
+commands = command_group()
 
 ReasonOption = Annotated[str, typer.Option(help="Why; kept in the record of moves.", show_default=False)]
 InDoubtOption = Annotated[
@@ -50,6 +45,7 @@ InDoubtOption = Annotated[
 ]
 
 
+@commands.command()
 def stage(
     service: Annotated[str, typer.Argument(help="The service to move or look at.")],
     stage: Annotated[str | None, typer.Argument(help=f"One of {', '.join(cutover.LADDER)}.")] = None,
@@ -85,7 +81,7 @@ def stage(
             print_checklist(answer.get("checklist", ()))
         return
     if as_json:
-        print_json(_body(answer))
+        print_json(body(answer))
     else:
         _print_plan(answer)
     if answer.get("refused"):
@@ -93,6 +89,7 @@ def stage(
     raise typer.Exit(DONE if override is not None else _exit_code(gates))
 
 
+@commands.command()
 def kill(
     service: Annotated[str, typer.Argument(help="The service to bring back.")],
     reason: ReasonOption = "",
@@ -106,12 +103,13 @@ def kill(
     request = {"verb": "kill", "service": service, "reason": reason, "accept_in_doubt": accept_in_doubt}
     answer = _move(loaded, request, as_json=as_json)
     if as_json:
-        print_json(_body(answer))
+        print_json(body(answer))
     else:
         _print_receipts(answer["receipts"])
         out.print(answer["text"], markup=False)
 
 
+@commands.command()
 def acknowledge(
     service: Annotated[str, typer.Argument(help="The service that is frozen, or has calls in doubt.")],
     reason: ReasonOption = "",
@@ -123,48 +121,13 @@ def acknowledge(
     _need_reason(reason, "an acknowledgement")
     answer = ask_bridge(loaded, {"verb": "acknowledge", "service": service, "reason": reason})
     if as_json:
-        print_json(_body(answer))
+        print_json(body(answer))
     else:
         out.print(answer["text"], markup=False)
         out.print(f"calls in doubt taken note of: {answer['in_doubt']}")
 
 
-def explain(
-    service: Annotated[str, typer.Argument(help="The service called.")],
-    method: Annotated[str | None, typer.Argument(help="The method's legacy name.")] = None,
-    arguments: Annotated[list[str] | None, typer.Argument(metavar="[ARG=JSON]...", help="Arguments by name.")] = None,
-    door: Annotated[asking.AskedDoor, typer.Option(help="The door that it comes in at.")] = asking.AskedDoor.BUS,
-    call: Annotated[
-        int | None, typer.Option(metavar="NUMBER", help="A call that was made, instead of a METHOD.")
-    ] = None,
-    settings: SettingsOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Which rule sends a call where it goes, and why. Calls nobody."""
-    loaded = settings_of(settings)
-    request: dict[str, object] = {"verb": "explain", "service": service}
-    if (method is None) is (call is None):
-        fail(WRONG, "explain needs a METHOD, or --call NUMBER, and not both")
-    if method is None:
-        request |= {"call": call}
-    else:
-        try:
-            values = _read_call(loaded, service, method, arguments or [])
-        except asking.WrongCall as error:
-            fail(WRONG, str(error))
-        request |= {"method": method, "arguments": values, "door": door.value}
-    answer = ask_bridge(loaded, request)
-    if as_json:
-        print_json(_body(answer))
-        return
-    name = method or answer["call"].get("method", f"call {call}")
-    out.print(f"{name} of {service}, at the {answer['door']} door", style="bold", markup=False)
-    if call is not None:
-        _print_call(answer["call"])
-    _print_rules(answer["rules"])
-    out.print(f"-> {answer['result']}", style="bold", markup=False)
-
-
+@commands.command()
 def audit(
     service: Annotated[str | None, typer.Argument(help="Only what was done with this service.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="So many of the newest.")] = 50,
@@ -182,6 +145,7 @@ def audit(
         out.print(_audit_table(entries))
 
 
+@commands.command()
 def handles(
     service: Annotated[str, typer.Argument(help="The service whose handles to list.")],
     settings: SettingsOption = None,
@@ -190,7 +154,7 @@ def handles(
     """Ids that a service gave out, and who knows them by which."""
     answer = ask_bridge(settings_of(settings), {"verb": "handles", "service": service})
     if as_json:
-        print_json(_body(answer))
+        print_json(body(answer))
         return
     if answer["handles"]:
         out.print(_handles_table(answer["handles"]))
@@ -201,31 +165,9 @@ def handles(
     out.print(f"{service}: {said}" if said else f"{service} has given out no handle that is kept", markup=False)
 
 
-def doctor(
-    settings: SettingsOption = None,
-    as_json: JsonOption = False,
-    message_switch: Annotated[Path, typer.Option(help="Where message-switch listens.")] = checks.MESSAGE_SWITCH,
-) -> None:
-    """What `check` finds, and what the running bridge knows."""
-    loaded = settings_of(settings)
-    findings = asyncio.run(checks.check(loaded, message_switch))
-    try:
-        answer = ask(loaded, {"verb": "doctor"}, DOCTOR_SECONDS)
-    except NotDone as refusal:
-        findings.append(Finding("bridge", Verdict.UNKNOWN, str(refusal)))
-    else:
-        findings += [Finding(f["place"], Verdict(f["verdict"]), f["text"], f["mend"]) for f in answer["findings"]]
-    report(findings, as_json=as_json)
-
-
 def _need_reason(reason: str, what: str) -> None:
     if not reason.strip():
         fail(WRONG, f"{what} needs --reason TEXT")
-
-
-def _body(answer: Record) -> dict[str, Any]:
-    """What a script gets of an answer: all but that it is one."""
-    return {name: value for name, value in answer.items() if name != "ok"}
 
 
 def _move(settings: Settings, request: Record, *, as_json: bool) -> dict[str, Any]:
@@ -235,7 +177,7 @@ def _move(settings: Settings, request: Record, *, as_json: bool) -> dict[str, An
     except NotDone as refusal:
         if refusal.answer.get("gates"):
             if as_json:
-                print_json(_body(refusal.answer))
+                print_json(body(refusal.answer))
             else:
                 _print_gates(refusal.answer["gates"])
         fail(refusal.code, str(refusal))
@@ -275,33 +217,6 @@ def _print_receipts(receipts: Iterable[Record]) -> None:
 
 def _span(seconds: float) -> str:
     return f"{seconds * 1000:.0f} ms" if seconds < 10 else f"{seconds:.0f} s"
-
-
-def _read_call(settings: Settings, service: str, method: str, words: list[str]) -> dict[str, object] | None:
-    """The arguments of a call that could be made, None when none were typed. Raises WrongCall."""
-    chosen, interface = asking.choose(settings, service)
-    found = interface.method(method)
-    if found is None:
-        hint = did_you_mean(method, interface.method_names) or f"see xcp-bridge idl list {service}"
-        raise asking.WrongCall(f"{service} has no method {method!r}; {hint}")
-    if not words:
-        return None
-    values = asking.read_arguments(Tongues(chosen).frame().translation.values, found, words)
-    return {name: asking.plain(value) for name, value in values.items()}
-
-
-def _print_call(call: Record) -> None:
-    for name, value in call.items():
-        text = value if isinstance(value, str) else json.dumps(value, default=str)
-        out.print(f"  {name:<10}  {text}", markup=False, soft_wrap=True)
-
-
-def _print_rules(rules: Iterable[Record]) -> None:
-    table = Table.grid("number", "verdict", "rule", Column(overflow="fold"), padding=(0, 2))
-    for number, rule in enumerate(rules, 1):
-        style = "bold" if rule["verdict"] == "decides" else ""
-        table.add_row(f"{number:>3}", rule["verdict"], Text(rule["rule"]), Text(rule["text"]), style=style)
-    out.print(table)
 
 
 def _audit_table(entries: Iterable[Record]) -> Table:

@@ -14,10 +14,12 @@ import typer
 from bridges.dbus_translation import Translation, interface_of
 from bridges.dbus_values import signature
 from bridges.interfaces import model
-from bridges.terminal import WRONG, JsonOption, did_you_mean, fail, out, print_json
+from bridges.terminal import WRONG, JsonOption, command_group, did_you_mean, fail, out, print_json
 from dbus_side import introspection, names
 
-idl = typer.Typer(help="The interfaces as they are written down.", no_args_is_help=True, rich_markup_mode=None)
+idl = command_group("The interfaces as they are written down.")
+commands = command_group()
+commands.add_typer(idl, name="idl")
 
 ServiceArgument = Annotated[str, typer.Argument(help="A service as `idl list` prints it: xapi, xenopsd-2012, ...")]
 

@@ -42,13 +42,11 @@ from bridges.replay.targets import FORMS, Chosen, WrongTarget, choose, knock, op
 from bridges.replay.verdicts import Judge
 from bridges.replay.words import counted
 from bridges.settings import Settings
-from bridges.terminal import NO, UNKNOWN, WRONG, JsonOption, SettingsOption, err, fail, out, print_json
+from bridges.terminal import NO, UNKNOWN, WRONG, JsonOption, SettingsOption, command_group, err, fail, out, print_json
 
-replay = typer.Typer(
-    help="Send a capture's calls to a daemon, or stand in for one.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
+replay = command_group("Send a capture's calls to a daemon, or stand in for one.")
+commands = command_group()
+commands.add_typer(replay, name="replay")
 
 BindOption = Annotated[
     list[str] | None,

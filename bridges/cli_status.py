@@ -23,6 +23,7 @@ from bridges.terminal import (
     SettingsOption,
     ask,
     ask_bridge,
+    command_group,
     err,
     fail,
     out,
@@ -32,11 +33,14 @@ from bridges.terminal import (
 
 Record = Mapping[str, Any]
 
+commands = command_group()
+
 _WORTH_SAYING: Final = ("in_flight", "held", "in_doubt", "abandoned", "refused")
 _PLACES_SHOWN: Final = 3  # --json has them all
 _UNITS: Final = ((86400, "d"), (3600, "h"), (60, "min"))
 
 
+@commands.command()
 def status(
     settings: SettingsOption = None,
     as_json: JsonOption = False,

@@ -9,11 +9,11 @@ from typing import Any, Final
 from bridges import cutover, evidence, routing
 from bridges.calls import Door, Side
 from bridges.capture.recorder import CaptureRefused, Recorder
-from bridges.checks import Finding, Verdict
 from bridges.cutover import Keeper, Stage
 from bridges.dispatch import HOLD_SECONDS
 from bridges.durable import NotDurable
 from bridges.endpoints import Endpoints, settings_doors
+from bridges.findings import Finding, Verdict
 from bridges.flip import FlipRefused, Receipt, move, note
 from bridges.journal import Journal
 from bridges.ledger import Ledger

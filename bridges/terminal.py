@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from bridges.checks import Finding, Verdict
+from bridges.findings import Finding, Verdict
 from bridges.settings import DEFAULT_PATH, Settings, SettingsError, decode
 
 DONE: Final = 0
@@ -49,6 +49,11 @@ class NotDone(Exception):
         super().__init__(text)
         self.code = code
         self.answer = answer or {}
+
+
+def command_group(about: str | None = None) -> typer.Typer:
+    """Where a module's commands stand; `about` is the help of those that stand under a name of their own."""
+    return typer.Typer(help=about, no_args_is_help=True, rich_markup_mode=None)
 
 
 def fail(code: int, *lines: str) -> NoReturn:
@@ -108,6 +113,11 @@ def ask_bridge(settings: Settings, request: Mapping[str, object]) -> dict[str, A
         return ask(settings, request)
     except NotDone as refusal:
         fail(refusal.code, str(refusal))
+
+
+def body(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """What a script gets of an answer: all but that it is one."""
+    return {name: value for name, value in answer.items() if name != "ok"}
 
 
 def print_verdict(verdict: str, place: str, text: str, mend: str) -> None:

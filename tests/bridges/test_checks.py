@@ -12,7 +12,7 @@ import pytest
 import respx
 
 from bridges import checks
-from bridges.checks import Verdict
+from bridges.findings import Verdict
 from bridges.settings import LegacyCommands, LegacyUnit, ServiceSettings
 
 
