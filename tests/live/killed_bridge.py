@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from bridges import cli
+from bridges.cli_running import run
 from bridges.cutover import Step
 from bridges.journal import Journal
 from bridges.processes import Process
@@ -84,7 +84,7 @@ def main() -> None:
     fault.around_awaited(Process, "freeze", "frozen")
     fault.around_awaited(Journal, "begin", "recorded")
     fault.around_awaited(Journal, "end", "answered")
-    cli.run(settings)
+    run(settings)
 
 
 if __name__ == "__main__":
