@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +20,6 @@ from bridges.calls import Door
 from bridges.capture.messages import StoreAnswer, StoreCall
 from bridges.capture.records import Leg
 from bridges.capture.taps import Tap, Trail
-from bridges.comparison import SECRET
 from bridges.interfaces.model import Method, Service
 from xenstore_rpc.connection import Store
 from xenstore_rpc.errors import XenstoreError
@@ -32,19 +30,13 @@ from xmlrpc_gateway.callers import Callers, Connection
 LOG: Final = logging.getLogger("bridges.observing")
 
 SAMPLE_SECONDS: Final = 0.2
-RECORDS_KEPT: Final = 256
 CALLERS_KEPT: Final = 50
 
-UNDECLARED: Final = "(not declared)"
 UNKNOWN_FUNCTIONS: Final = "(unknown functions)"
 UNKNOWN: Final = "unknown"
 OTHERS: Final = "others"
 
 INCOMPLETE: Final = tuple(kind for kind in Completeness if kind is not Completeness.COMPLETE)
-
-
-def _now() -> float:
-    return datetime.now(UTC).timestamp()
 
 
 class _Socket:
@@ -84,15 +76,13 @@ class _Seen:
     told: int = 0
     kinds: Counter[Completeness] = field(default_factory=Counter)
     methods: dict[str, Counter[str]] = field(default_factory=dict)
-    records: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=RECORDS_KEPT))
     observers: list[Observer] = field(default_factory=list)
 
 
 class Observation:
     """One service, watched at its legacy daemon's own doors; `arrange` says at which.
 
-    `on_complete` is told of each exchange of the tree that was read whole, with its trail in the capture. `clock`
-    gives seconds since 1970.
+    `on_complete` is told of each exchange of the tree that was read whole, with its trail in the capture.
     """
 
     def __init__(
@@ -103,8 +93,6 @@ class Observation:
         paths: Iterable[Path],
         on_complete: Callable[[Request, Response, Trail | None], None],
         tap: Tap,
-        *,
-        clock: Callable[[], float] = _now,
     ) -> None:
         self._service = service
         self._store = store
@@ -112,7 +100,6 @@ class Observation:
         self._paths = tuple(paths)
         self._on_complete = on_complete
         self._tap = tap
-        self._clock = clock
         self._running: dict[str, asyncio.Task[None]] = {}
         self._seen = self._anew()
 
@@ -165,17 +152,6 @@ class Observation:
         seen.kinds[completeness] += 1
         counts = seen.methods.setdefault(UNKNOWN_FUNCTIONS if method is None else method.name, Counter())
         counts.update(("seen", str(completeness)))
-        seen.records.append(
-            {
-                "time": self._clock(),
-                "door": str(Door.XENSTORE),
-                "function": exchange.function,
-                "request_id": exchange.request_id,
-                "completeness": str(completeness),
-                "arguments": None if method is None else _arguments(method, exchange.request),
-                "results": None if method is None else _results(method, exchange.response),
-            }
-        )
         if exchange.request is not None and exchange.response is not None:
             try:
                 self._on_complete(exchange.request, exchange.response, trail)
@@ -228,41 +204,3 @@ class Observation:
             "methods": {name: dict(counts) for name, counts in seen.methods.items()},
             "sockets": {str(each.callers.path): each.status() for each in seen.sockets},
         }
-
-    def records(self) -> list[dict[str, Any]]:
-        """The last exchanges of the tree, oldest first, JSON-ready; `arguments` and `results` are None if not read.
-
-        Values are text, bytes that are none escaped; those of a function that is not written down are left out.
-        """
-        return list(self._seen.records)
-
-
-def _arguments(method: Method, request: Request | None) -> dict[str, str] | None:
-    if request is None or method.xenstore is None:
-        return None
-    secret = {parameter.name: parameter.secret for parameter in method.parameters}
-    if method.xenstore.variadic:
-        return _texts(request.arguments, dict.fromkeys(dict(request.arguments), method.parameters[0].secret))
-    return _texts(request.arguments, {name: secret[name] for name in method.xenstore.arguments})
-
-
-def _results(method: Method, response: Response | None) -> dict[str, str] | None:
-    if response is None or method.xenstore is None:
-        return None
-    if response.is_error:
-        # A description may quote an argument.
-        quotes = any(parameter.secret for parameter in method.parameters)
-        return _texts(response.results, {"code": False, "description": quotes})
-    names = dict(response.results) if method.xenstore.variadic else method.xenstore.results
-    return _texts(response.results, dict.fromkeys(names, method.secret_result))
-
-
-def _texts(nodes: Iterable[tuple[str, bytes]], is_secret: Mapping[str, bool]) -> dict[str, str]:
-    """Values by name; `is_secret` has the names that are declared."""
-    found = {}
-    for name, value in nodes:
-        if name not in is_secret:
-            found[name] = UNDECLARED
-        else:
-            found[name] = SECRET if is_secret[name] else value.decode("utf-8", "backslashreplace")
-    return found

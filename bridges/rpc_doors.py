@@ -38,11 +38,11 @@ from bridges.faults import Fault, Kind
 from bridges.handles import Home
 from bridges.interfaces.model import Effect, Method, Service
 from bridges.ledger import Aliases
-from bridges.xmlrpc_translation import Translation
+from bridges.tongues import Tongue
 from bridges.xmlrpc_values import Mismatch
 from xmlrpc_gateway import server
 from xmlrpc_gateway.client import DaemonClient
-from xmlrpc_gateway.encodings import Encoding, IncomingCall
+from xmlrpc_gateway.encodings import IncomingCall
 from xmlrpc_gateway.errors import (
     BadReply,
     BadScalar,
@@ -69,13 +69,6 @@ _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.]{0,63}")
 
 Reply = TypeVar("Reply", HttpReply, bytes)  # of the carrier: an HTTP reply, or the bytes in a frame
 Sent = TypeVar("Sent")
-
-
-class Tongue(NamedTuple):
-    """How calls look on a socket: the bytes, and the layout of arguments and values."""
-
-    encoding: Encoding
-    translation: Translation
 
 
 class Beside(NamedTuple):

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
-from bridges.rpc_doors import Tongue
 from bridges.settings import ServiceSettings
 from bridges.xmlrpc_translation import Translation
 from xmlrpc_gateway import manners
 from xmlrpc_gateway.client import DaemonClient
 from xmlrpc_gateway.dialects import DIALECTS
-from xmlrpc_gateway.encodings import JSON_OF, XML
+from xmlrpc_gateway.encodings import JSON_OF, XML, Encoding
 
 _XAPI_JSON_PATH: Final = "/jsonrpc"
 # rrdd unpacks a posted archive there: HTTP that is no call.
 _PAGES: Final = {"rrdd": ("/rrd_unarchive",)}
+
+
+class Tongue(NamedTuple):
+    """How calls look on a socket: the bytes, and the layout of arguments and values."""
+
+    encoding: Encoding
+    translation: Translation
 
 
 class Tongues:

@@ -99,9 +99,7 @@ async def test_the_exchanges_of_the_tree(connect: Callable[[], Any]) -> None:
     """Counted by kind and method; records hold the values, but for secrets and what is not written down."""
     store, watched = await connect(), await connect()
     compared: list[Pair] = []
-    observation = Observation(
-        squeezed(), watched, "squeezed", [], lambda *pair: compared.append(pair[:2]), no_tap(), clock=lambda: 1234.5
-    )
+    observation = Observation(squeezed(), watched, "squeezed", [], lambda *pair: compared.append(pair[:2]), no_tap())
     calls = [
         ("login", (("service_name", b"xenopsd"),)),
         ("reserve-memory", (("kib", b"1024"), ("session_id", b"the session"), ("more", b"2"))),
@@ -143,25 +141,11 @@ async def test_the_exchanges_of_the_tree(connect: Callable[[], Any]) -> None:
     }
     assert len(compared) == 5
     assert {request.function for request, _ in compared} == {function for function, _ in calls}
-    records = {record["request_id"]: record for record in observation.records()}
-    assert records["id-1"] == {
-        "time": 1234.5,
-        "door": "xenstore",
-        "function": "reserve-memory",
-        "request_id": "id-1",
-        "completeness": "complete",
-        "arguments": {"kib": "1024", "session_id": "(secret)", "more": "(not declared)"},
-        "results": {"reservation_id": "\\xff1", "surplus": "(not declared)"},
-    }
-    assert records["id-0"]["results"] == {"session_id": "(secret)"}
-    assert records["id-2"]["results"] == {"code": "2", "description": "(secret)"}
-    assert (records["id-3"]["arguments"], records["id-3"]["results"]) == ({}, {})
-    assert (records["id-4"]["arguments"], records["id-4"]["results"]) == (None, None)
-    assert "the session" not in json.dumps([status, observation.records()])
+    assert "the session" not in json.dumps(status)
 
 
 async def test_hundreds_of_tight_calls(connect: Callable[[], Any]) -> None:
-    """Every call is in the counts and in the methods; records are the last ones; what is compared is what crossed."""
+    """Every call is in the counts and in the methods; what is compared is what crossed."""
     store, callers, watched = await connect(), await connect(), await connect()
     compared: list[Pair] = []
     observation = Observation(squeezed(), watched, "squeezed", [], lambda *pair: compared.append(pair[:2]), no_tap())
@@ -186,7 +170,6 @@ async def test_hundreds_of_tight_calls(connect: Callable[[], Any]) -> None:
     exchanges = observation.status()["exchanges"]
     assert exchanges["seen"] == exchanges["complete"] + sum(exchanges["incomplete"].values()) == 401
     assert observation.status()["methods"]["login"]["seen"] == 401
-    assert len(observation.records()) == 256
     assert len(compared) == exchanges["complete"] > 0
     for request, response in compared:
         sent = () if request.request_id == "first" else (("service_name", request.request_id[3:].encode()),)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from bridges.cutover import Stage
+from bridges.state import VERSION
 from dbus_side import names
 from dbus_side.bus import Bus
 from dbus_side.exported import ObjectTree
@@ -93,9 +94,9 @@ async def test_a_start_that_is_refused(one: tuple[OneService, Callers, Bus]) -> 
     file = host.path("state") / "state.sqlite"
     database(host, "PRAGMA user_version=99")
     before = file.read_bytes()
-    assert "written by a newer version (99, known is 2): use that one" in await does_not_start(host)
+    assert f"written by a newer version (99, known is {VERSION}): use that one" in await does_not_start(host)
     assert file.read_bytes() == before
-    database(host, "PRAGMA user_version=2")
+    database(host, f"PRAGMA user_version={VERSION}")
     await host.start_bridge()
     await check_doors(host, Work(callers, bus), Stage.RELAY)
     await host.end("bridge")

@@ -12,7 +12,7 @@ from tests.fixtures_dbus import BusDaemon
 from tests.fixtures_xenstored import running_store
 from tests.stories.soak import Soak
 
-SECONDS = float(os.environ.get("SOAK_SECONDS") or ("20" if os.environ.get("XCP_BUS_LIBRARY") == "dbus-next" else "60"))
+SECONDS = float(os.environ.get("SOAK_SECONDS") or ("20" if os.environ.get("XCP_BUS_LIBRARY") == "dbus-next" else "40"))
 
 
 @pytest.mark.timeout(SECONDS + 500)
