@@ -7,7 +7,7 @@ demo:
 
 # Both D-Bus libraries: dbus-fast everywhere, dbus-next again where much passes a bus. The live tests mostly wait, so four at once.
 test: lint
-	.venv/bin/python -m pytest -n 4 $(PYTEST)
+	.venv/bin/python -m pytest -n 5 --dist worksteal $(PYTEST)
 	XCP_BUS_LIBRARY=dbus-next .venv/bin/python -m pytest -n 4 $(addprefix tests/stories/test_,one_call.py moves_under_load.py) $(addprefix tests/live/test_,bad_bus.py control.py) $(PYTEST)
 
 lint:

@@ -269,10 +269,11 @@ class Endpoints:
                 text = f"xenstored at {self._store.address} cannot be reached; tried again until it is back"
                 self.situation.alarm("STORE_LOST", text)
         try:
-            if any(door.was_taken_away for door in self.sockets) and self.situation.meaning.authority is Side.LEGACY:
+            taken_away = [door.was_taken_away() for door in self.sockets]
+            if any(taken_away) and self.situation.meaning.authority is Side.LEGACY:
                 await self._settle_again()  # first: once the path is ours again, calls reach the new process
-            for door in self.sockets:
-                await door.look()
+            for door, is_away in zip(self.sockets, taken_away, strict=True):
+                await door.look(was_taken_away=is_away)
             if self.datagrams is not None:
                 await self.datagrams.look()
             await self.bus.look()

@@ -64,6 +64,7 @@ class SocketDoor(Generic[AnyClient]):
         self._at_its_path = connect(str(settings.socket))
         self._owned: sockets.OwnedSocket | None = None
         self._is_kept = False
+        self._is_vacant = False  # at the last look nobody served the path
         self._server: Server | None = None
         self._retiring: set[asyncio.Task[None]] = set()
 
@@ -145,16 +146,27 @@ class SocketDoor(Generic[AnyClient]):
             if done is not sockets.Returned.NOTHING:
                 LOG.warning("%s: %s: %s", self._situation.service, self._settings.socket, done)
 
-    @property
     def was_taken_away(self) -> bool:
-        """Whether somebody else has bound our path."""
-        return self._owned is not None and not sockets.is_ours(self._owned)
+        """Whether the path is somebody else's; asked at every look.
 
-    async def look(self) -> None:
+        A legacy daemon that starts unlinks the path, binds it and listens: taken from it in between it would end with
+        "address in use", or go on at a socket without a name. So a path that nobody serves is left alone for one look.
+        """
+        path, was_vacant = self._settings.socket, self._is_vacant
+        self._is_vacant = False
+        if self._owned is None or sockets.is_ours(self._owned):
+            return False
+        if was_vacant or self._situation.meaning.authority is Side.BUS or sockets.is_served(path):
+            return True
+        LOG.info("%s: %s is served by nobody: left to whoever binds it now", self._situation.service, path)
+        self._is_vacant = True
+        return False
+
+    async def look(self, *, was_taken_away: bool) -> None:
         """A legacy daemon that was restarted has bound the path again: it is taken again. Raises DoorError."""
-        if not self._situation.meaning.sockets.is_ours:
+        if not self._situation.meaning.sockets.is_ours or self._is_vacant:
             return
-        if self._owned is not None and self.was_taken_away:
+        if self._owned is not None and was_taken_away:
             LOG.warning("%s: %s was bound by somebody else: taking it again", self._situation.service, self._owned.path)
             if self._situation.meaning.authority is Side.BUS:
                 self._situation.alarm("SPLIT_OWNER", f"{self._owned.path} was bound: does a legacy daemon run?")

@@ -72,10 +72,10 @@ def take(path: Path, legacy_path: Path) -> OwnedSocket:
     """
     found = _socket_status(path)
     # The same file under both names: an earlier `take` ended after its first step.
-    if found is not None and not _same(path, legacy_path) and _is_served(path):
+    if found is not None and not _same(path, legacy_path) and is_served(path):
         bridge = _bridge_at(path)
         if bridge is None:
-            if _is_served(legacy_path):
+            if is_served(legacy_path):
                 raise AddressTaken(f"{path} and {legacy_path} are both served: another bridge is at work")
             _link(path, legacy_path)
         else:
@@ -139,6 +139,19 @@ def is_ours(owned: OwnedSocket) -> bool:
     return (found.st_dev, found.st_ino) == (owned.device, owned.inode)
 
 
+def is_served(path: Path) -> bool:
+    """Whether somebody listens there. A full queue counts: it has an owner."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(0)
+        try:
+            probe.connect(str(path))
+        except BlockingIOError:
+            return True
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+    return True
+
+
 def give_back(owned: OwnedSocket) -> Returned:
     """Puts the daemon's socket back. Ours goes on listening to those already in its queue; its owner closes it."""
     if not is_ours(owned):
@@ -161,7 +174,7 @@ def release(path: Path, legacy_path: Path) -> Returned:
     path.with_name(f"{path.name}.new").unlink(missing_ok=True)
     if _socket_status(legacy_path) is None:
         return Returned.NOTHING
-    if _same(path, legacy_path) or (_is_served(path) and not _is_served(legacy_path)):
+    if _same(path, legacy_path) or (is_served(path) and not is_served(legacy_path)):
         # Never taken, or the daemon was restarted meanwhile and bound its path itself.
         legacy_path.unlink()
         return Returned.LEFT
@@ -287,19 +300,6 @@ def _socket_status(path: Path) -> os.stat_result | None:
     if not stat.S_ISSOCK(found.st_mode):
         raise AddressTaken(f"{path}: expected a socket, got a file of another kind")
     return found
-
-
-def _is_served(path: Path) -> bool:
-    """Whether somebody listens there. A full queue counts: it has an owner."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(0)
-        try:
-            probe.connect(str(path))
-        except BlockingIOError:
-            return True
-        except (ConnectionRefusedError, FileNotFoundError):
-            return False
-    return True
 
 
 def _bridge_at(path: Path) -> int | None:

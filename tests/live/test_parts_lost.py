@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import xmlrpc.client
 from typing import TYPE_CHECKING, Any
 
@@ -212,6 +213,36 @@ async def test_the_legacy_daemon_behind_http_dies(host: Host, relayed: Any) -> N
     await host.until(lambda: host.log("bridge").count("was bound by somebody else") == 2)
     await relayed.every_door()
     assert host.executions()["VM.start", "flying"] == host.executions()["VM.start", "flying-bus"] == 1
+
+
+async def test_the_legacy_daemon_is_about_to_bind_its_path(host: Host, relayed: Any) -> None:
+    """Between its unlink and its bind, and between its bind and its listen, the path is left alone, or the daemon would
+    not start; then it is taken again. A path that stays away is ours once more."""
+    path, behind = host.path("xenopsd"), host.path("xenopsd.legacy")
+    left_alone = f"{path} is served by nobody: left to whoever binds it now"
+    await host.end_legacy("xenopsd")
+    path.unlink()
+    await host.until(lambda: left_alone in host.log("bridge"))
+    with socket.socket(socket.AF_UNIX) as daemon:
+        daemon.bind(str(path))
+        daemon.listen()
+        its_own = path.stat().st_ino
+        await host.until(lambda: path.stat().st_ino != its_own)
+        with socket.socket(socket.AF_UNIX) as caller:
+            caller.connect(str(behind))
+            daemon.accept()[0].close()
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as daemon:
+        daemon.bind(str(path))
+        await host.until(lambda: host.log("bridge").count(left_alone) == 2)
+        daemon.listen()
+        await host.until(lambda: host.log("bridge").count("was bound by somebody else: taking it again") == 2)
+    path.unlink()
+    await host.until(lambda: host.log("bridge").count("was bound by somebody else: taking it again") == 3)
+    await host.start_legacy("xenopsd")
+    await host.until(lambda: host.log("bridge").count("was bound by somebody else: taking it again") == 4)
+    await relayed.every_door()
+    assert await host.alarms() == {}
 
 
 async def test_the_legacy_daemon_behind_the_tree_dies(host: Host, relayed: Any) -> None:
