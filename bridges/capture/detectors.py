@@ -15,6 +15,7 @@ import codecs
 import json
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import quote, quote_plus
 from xml.sax.saxutils import escape
@@ -22,7 +23,12 @@ from xml.sax.saxutils import escape
 import msgspec
 
 _DEEPEST: Final = 3  # texts inside texts
+_SHORTEST: Final = 8  # characters: nothing shows by itself in less
+_HOLDERS: Final = (str, dict, list)  # of JSON's values those in which anything can be found
 _LONGEST_BASE64: Final = 1 << 20  # characters
+# Names, references and states come again in every record: what was found in such a text is remembered, of so many.
+_SHORT: Final = 256  # characters
+_REMEMBERED: Final = 16384
 
 _WORD: Final = (
     r"pass[-_ ]?(?:word|wd|phrase|code)|pwd|secret|token|cookie|authori[sz]ation|credential|chap(?!t)"
@@ -81,19 +87,22 @@ def find(line: bytes) -> list[str]:
         record = msgspec.json.decode(line)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         search.text(line.decode("utf-8", "replace"), "", 0)
-        return list(search.found)
+        return search.told()
     search.value(record, "", "", 0)
     if isinstance(record, dict):
         search.sessions(record)
-    return list(search.found)
+    return search.told()
 
 
 class _Search:
     def __init__(self) -> None:
-        self.found: dict[str, None] = {}
+        self.found: dict[tuple[str, str], None] = {}  # what, and its path
 
     def note(self, what: str, path: str) -> None:
-        self.found[f"{what} at {path.removeprefix('.') or 'the line'}"] = None
+        self.found[what, path] = None
+
+    def told(self) -> list[str]:
+        return list({f"{what} at {path.removeprefix('.') or 'the line'}": None for what, path in self.found})
 
     def sessions(self, record: dict[str, Any]) -> None:
         """A session has no telling name where it stands by position: first in calls of xapi, alone in what logs in."""
@@ -117,9 +126,11 @@ class _Search:
             case dict():
                 self.call(value.get("method"), value.get("params"), path)
                 for key, item in value.items():
-                    self.text(key, f"{path} (a name)", depth)
+                    if len(key) >= _SHORTEST:
+                        self.text(key, f"{path} (a name)", depth)
                     # What holds nothing but texts has their name: the map `secrets` as much as the list `passwords`.
-                    self.value(item, key, f"{path}.{_shown(key)}", depth)
+                    if isinstance(item, _HOLDERS):
+                        self.value(item, key, f"{path}.{_shown(key)}", depth)
             case [[str(), str()], *_]:
                 self.pairs(value, path, depth)
             case list():
@@ -138,17 +149,15 @@ class _Search:
 
     def named(self, name: str, text: str, path: str) -> bool:
         """Whether it is a secret by the name beside it."""
-        name = name.lower()
-        if not text or _STANDS_FOR_ONE.match(text):
+        kind = _kind_of(name)
+        if kind is _NAME or not text or _STANDS_FOR_ONE.match(text):
             return False
-        if _SESSION.search(name):
+        if kind is _OF_SESSION:
             if _A_REFERENCE.search(text) is None:
                 return False
             self.note("a session", path)
             return True
-        if not _TELLING.search(name) or _NO_SECRET.search(name) or _ANY_REFERENCE.fullmatch(text):
-            return False
-        if "token" in name and _CURSOR.fullmatch(text):
+        if _ANY_REFERENCE.fullmatch(text) or (kind is _OF_TOKEN and _CURSOR.fullmatch(text)):
             return False
         self.note("a value with a telling name", path)
         return True
@@ -166,34 +175,65 @@ class _Search:
 
     def text(self, text: str, path: str, depth: int) -> None:
         """A text, with what is written inside it."""
-        if len(text) < 8:
+        if len(text) < _SHORTEST:
             return
+        for what, where in (_inside if len(text) > _SHORT else _inside_again)(text, depth):
+            self.note(what, path + where)
+
+    def look_into(self, text: str, depth: int) -> None:
         if depth < _DEEPEST and text.lstrip()[:1] in ("{", "["):
             try:
                 inner = msgspec.json.decode(text)
             except (msgspec.MsgspecError, UnicodeError, RecursionError):
                 pass
             else:
-                self.value(inner, "", f"{path} (json)", depth + 1)
+                self.value(inner, "", " (json)", depth + 1)
                 return
         for what in _in_text(text):
-            self.note(what, path)
-        self.xml(text, path)
+            self.note(what, "")
+        self.xml(text)
         if depth < _DEEPEST and len(text) <= _LONGEST_BASE64:
             for run in _BASE64.finditer(text):
                 plain = _decoded(run[0])
                 if plain is not None:
-                    self.text(plain, f"{path} (base64)", depth + 1)
+                    self.text(plain, " (base64)", depth + 1)
 
-    def xml(self, text: str, path: str) -> None:
+    def xml(self, text: str) -> None:
         found = _XML_CALL.search(text)
         if found is None:
             return
         if _SESSION_FIRST.search(text):
-            self.note("a session", path)
+            self.note("a session", "")
         if found[1].removeprefix("Async.") in _POSITIONS:
             texts = [each[1].strip() for each in _XML_TEXT.finditer(text)]
-            self.call(found[1], ["", *texts[1:]] if texts and _is_reference(texts[0]) else texts, path)
+            self.call(found[1], ["", *texts[1:]] if texts and _is_reference(texts[0]) else texts, "")
+
+
+def _inside(text: str, depth: int) -> tuple[tuple[str, str], ...]:
+    """What is found in a text, and where in it."""
+    search = _Search()
+    search.look_into(text, depth)
+    return tuple(search.found)
+
+
+_inside_again: Final = lru_cache(_REMEMBERED)(_inside)
+
+
+_NAME: Final = "a name"
+_OF_SESSION: Final = "of a session"
+_OF_TOKEN: Final = "of a token"  # noqa: S105 -- what kind of name
+_OF_SECRET: Final = "of a secret"  # noqa: S105 -- what kind of name
+
+
+@lru_cache(_REMEMBERED)
+def _kind_of(name: str) -> str:
+    """What a name tells of the value beside it."""
+    name = name.lower()
+    if _SESSION.search(name):
+        return _OF_SESSION
+    if not _TELLING.search(name) or _NO_SECRET.search(name):
+        return _NAME
+    return _OF_TOKEN if "token" in name else _OF_SECRET
 
 
 def _in_text(text: str) -> Iterator[str]:
@@ -233,6 +273,7 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(list(value.values()))
 
 
+@lru_cache(_REMEMBERED)
 def _shown(name: str) -> str:
     """A name that may be shown: it may be a secret itself."""
     return name if _SHOWN_NAME.fullmatch(name) and not any(c.isdigit() for c in name) else "*"
