@@ -252,8 +252,9 @@ class _Run:
     ) -> Result:
         """The result, of what was sent until Ctrl-C."""
         started = datetime.now(UTC)
-        await knock(choose(settings, service, to, **more))
-        async with open_target(settings, service, to, **more) as target:
+        chosen = choose(settings, service, to, **more)
+        await knock(chosen)
+        async with open_target(chosen) as target:
             judge = Judge(self._masks, started.date(), {service: target.interface})
             stop = asyncio.Event()
             with _bar() as progress, _stopping(stop):

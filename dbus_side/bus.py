@@ -102,7 +102,7 @@ class Bus:
         except TimeoutError:
             raise BusUnreachable(f"bus {address}: no answer within {timeout:g} s") from None
         except (OSError, EOFError, BusError) as error:
-            raise BusUnreachable(f"bus {address}: {error}") from None
+            raise BusUnreachable(f"bus {address}: {getattr(error, 'strerror', None) or error}") from None
         finally:
             if not bus.unique_name:
                 bus._stream.abort()

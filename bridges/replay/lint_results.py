@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 
 from bridges.replay.results import Spread
+from bridges.replay.words import counted
 
 SCHEMA: Final = 1
 
@@ -180,14 +181,14 @@ class Outcome(StrEnum):
 
     CLEAN = "NOTHING WRONG"
     WRONG = "SOMETHING WRONG"
-    PART = "INTERRUPTED"
+    PART = "NOT ALL READ"
     EMPTY = "NO CALLS"
 
 
 def outcome(report: LintReport) -> Outcome:
     if any(f.level is Level.WRONG for f in report.findings):
         return Outcome.WRONG
-    if report.interrupted:
+    if report.interrupted or report.damage:
         return Outcome.PART
     return Outcome.CLEAN if report.calls else Outcome.EMPTY
 
@@ -202,7 +203,9 @@ def reasons(report: LintReport) -> list[str]:
     sentences = []
     if report.interrupted:
         sentences.append(f"it was interrupted: only the first {report.records:,} records were read")
-    elif not report.calls:
+    if report.damage:
+        sentences.append(f"it is damaged in {counted(len(report.damage), 'place')}: what is whole was read")
+    if not report.calls and not report.interrupted:
         sentences.append(f"there are no calls among the {report.records:,} records of this capture")
     found = Counter(finding.level for finding in report.findings)
     if report.calls or found:

@@ -38,9 +38,9 @@ from bridges.reaching import NoSuchDoor, Way, open_way
 from bridges.replay.bound import Bound, FramedToBound
 from bridges.replay.http_client import AT_ONCE, HttpxClient, load
 from bridges.settings import HttpDoorSettings, ServiceSettings, Settings, SocketSettings
-from dbus_side import introspection, names
+from dbus_side import addresses, introspection, names
 from dbus_side.bus import Bus
-from dbus_side.errors import BusError
+from dbus_side.errors import BusError, NameInvalid
 from dbus_side.signatures import Variant
 from xenstore_rpc.connection import Store
 from xenstore_rpc.errors import StoreLost, StoreRefused, XenstoreError
@@ -119,21 +119,8 @@ class _Process(BusDaemon):
 
 
 @asynccontextmanager
-async def open_target(
-    settings: Settings | None,
-    service: str,
-    to: str,
-    *,
-    name: str | None = None,
-    tree: str | None = None,
-    dialect: str | None = None,
-) -> AsyncIterator[Target]:
-    """The target `to` of a service. `name` is another one on the bus (`org.xen.xcp.squeezed.Candidate`).
-
-    `tree` and `dialect` are those of the settings, else the service's own name and today's dialect. Raises WrongTarget,
-    and Fault UNAVAILABLE when nobody is there.
-    """
-    chosen = choose(settings, service, to, name=name, tree=tree, dialect=dialect)
+async def open_target(chosen: Chosen) -> AsyncIterator[Target]:
+    """A way to a target. Raises WrongTarget, and Fault UNAVAILABLE when nobody is there; see `knock` for sockets."""
     bound = _bound(chosen)
     http, framed = partial(_http_client, url=chosen.url, bound=bound), partial(_framed_client, bound)
     try:
@@ -142,7 +129,7 @@ async def open_target(
                 await load()
             yield await _target(chosen, way, bound)
     except NoSuchDoor as error:
-        raise WrongTarget(f"{to}: {error}") from None
+        raise WrongTarget(f"{chosen.text}: {error}") from None
 
 
 async def knock(chosen: Chosen) -> None:
@@ -189,7 +176,11 @@ def choose(
     tree: str | None = None,
     dialect: str | None = None,
 ) -> Chosen:
-    """What an address in one of the forms above means, with the parameters of `open_target`. Raises WrongTarget."""
+    """What an address in one of the forms above means for a service. Raises WrongTarget.
+
+    `name` is another one on the bus (`org.xen.xcp.squeezed.Candidate`). `tree` and `dialect` are those of the settings,
+    else the service's own name and today's dialect.
+    """
     return _choose(settings, _service(settings, service, tree, dialect), to, name)
 
 
@@ -215,6 +206,10 @@ def _choose(settings: Settings | None, service: ServiceSettings, to: str, name: 
     match form, rest:
         case "bus", _ if rest or not colon:
             known = replace(known, bus_address=rest) if rest else known
+            try:
+                addresses.parse(known.bus_address)
+            except NameInvalid as error:
+                raise WrongTarget(f"{to}: {error}") from None
             bus_name = name or names.service_name(service.name)
             if not names.is_bus_name(bus_name):
                 raise WrongTarget(f"name: expected a bus name such as org.xen.xcp.{service.name}, got {bus_name!r}")

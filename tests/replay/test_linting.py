@@ -363,7 +363,7 @@ def test_halves_and_incomplete_messages_are_warnings() -> None:
     }
     assert {f.level for f in report.findings} == {Level.WARNING}
     assert [row.untold for row in report.methods] == [1] * 4
-    assert exit_code(report) == 0
+    assert exit_code(report) == 3
 
 
 def test_http_that_is_no_call_is_told_apart() -> None:

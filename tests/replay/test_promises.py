@@ -90,7 +90,7 @@ async def test_the_file_beside_a_socket_is_removed(directory: Path, closed: int 
     exchanges[6:] = [_later(each, 0.1) for each in exchanges[6:]]
     async with (
         daemon(directory / "m", talk) as requests,
-        open_target(None, "squeezed", f"http:{directory}/m") as target,
+        open_target(choose(None, "squeezed", f"http:{directory}/m")) as target,
     ):
         notes, _ = await driven(target, exchanges, closed=closed)
     assert sum(b"balance_memory" in request for request in requests) == 3
@@ -116,7 +116,7 @@ async def test_another_daemon_takes_the_path(form: str, directory: Path) -> None
     with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as waiting:
         first.bind(str(path))
         first.listen(0)
-        async with open_target(None, "squeezed", f"{form}:{path}") as target:
+        async with open_target(choose(None, "squeezed", f"{form}:{path}")) as target:
             waiting.connect(str(path))  # the queue is full: who comes now waits for room
             driving_it = asyncio.create_task(driven(target, [*calls(2), *calls(2, name=READ, answer=7, conn="c2")]))
             await asyncio.sleep(0.1)
@@ -136,7 +136,7 @@ async def test_a_link_declares_nothing(directory: Path) -> None:
     async with daemon(directory / "real", lambda _reader, _writer: asyncio.sleep(0)):
         (directory / "link").symlink_to(directory / "real")
         (directory / "link.sandbox").touch()
-        async with open_target(None, "squeezed", f"http:{directory}/link") as target:
+        async with open_target(choose(None, "squeezed", f"http:{directory}/link")) as target:
             assert await target.declares_sandbox() == f"there is no {directory}/real.sandbox"
 
 
@@ -160,7 +160,7 @@ async def test_a_tree_is_no_sandbox_any_more(what: str) -> None:
         server = Server(store, "squeezed", answer, pid=os.getpid())
         await server.register()
         serving = asyncio.create_task(server.run())
-        async with open_target(None, "squeezed", f"xenstore:{process.socket}") as target:
+        async with open_target(choose(None, "squeezed", f"xenstore:{process.socket}")) as target:
             taken = {"debug_info": "d", "session_id": "me", "reservation_id": "r"}
             exchanges = [
                 exchange("squeezed", "delete_reservation", taken, None, at=i * 0.01, us=100, conn="c") for i in range(6)
@@ -347,7 +347,7 @@ async def test_a_slow_target_does_not_spoil_the_schedule(directory: Path) -> Non
     exchanges = calls(150, apart=0.002, name=READ, answer=7, conn="")
     async with (
         daemon(directory / "m", talk) as requests,
-        open_target(None, "squeezed", f"http:{directory}/m") as target,
+        open_target(choose(None, "squeezed", f"http:{directory}/m")) as target,
     ):
         notes, timing = await driven(target, exchanges)
     assert len(requests) == len(notes.outcomes) == timing.lateness.count == 150

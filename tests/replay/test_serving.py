@@ -144,7 +144,7 @@ def check(recorded: Recorded, lines: list[str], door: str) -> None:
 async def test_at_a_socket(form: str, recorded: Recorded, lines: list[str], directory: Path) -> None:
     """HTTP and frames, by the real doors; the socket goes with the stand-in."""
     where = f"{form}:{directory}/memory"
-    async with standing(recorded, where), open_target(None, "squeezed", where) as target:
+    async with standing(recorded, where), open_target(choose(None, "squeezed", where)) as target:
         await converse(target)
     check(recorded, lines, form)
     assert names_in(directory) == []
@@ -153,7 +153,7 @@ async def test_at_a_socket(form: str, recorded: Recorded, lines: list[str], dire
 async def test_on_the_bus(recorded: Recorded, lines: list[str], bus_address: str) -> None:
     """At the service's name, which is free again afterwards."""
     where = f"bus:{bus_address}"
-    async with standing(recorded, where), open_target(None, "squeezed", where) as target:
+    async with standing(recorded, where), open_target(choose(None, "squeezed", where)) as target:
         await converse(target)
         check(recorded, lines, "bus")
         assert said(await ask(target, RESERVE, session_id="me", kib=6))[0] is Kind.UNAVAILABLE
@@ -170,7 +170,7 @@ async def test_in_the_store(lines: list[str]) -> None:
     assert recorded.load([*calls, reserve(9, TOO_MUCH)]) == 3
     async with running_store("embedded", Path) as process:
         where = f"xenstore:{process.socket}"
-        async with standing(recorded, where), open_target(None, "squeezed", where) as target:
+        async with standing(recorded, where), open_target(choose(None, "squeezed", where)) as target:
             assert await ask(target, "login", service_name="me") == "s1"
             assert await ask(target, RESERVE, session_id="me", kib=5) == "r1"
             assert said(await ask(target, RESERVE, session_id="me", kib=9))[1] == TOO_MUCH.code
@@ -206,7 +206,7 @@ async def test_several_doors_share_the_answers(recorded: Recorded, directory: Pa
     async with standing(recorded, *where):
         answers = []
         for each in where:
-            async with open_target(None, "squeezed", each) as target:
+            async with open_target(choose(None, "squeezed", each)) as target:
                 answers.append(await ask(target, RESERVE, session_id="me", kib=5))
     assert answers == ["r1", "r2"]
 
@@ -218,7 +218,7 @@ async def test_driving_a_stand_in(recorded: Recorded, directory: Path) -> None:
     calls = recording()
     async with standing(recorded, where):
         (directory / "memory.sandbox").touch()
-        async with open_target(None, "squeezed", where) as target:
+        async with open_target(choose(None, "squeezed", where)) as target:
             options = Drive(closed=1, allow_writes=True)
             stop = asyncio.Event()
             await drive(calls, target, options, notes, Bindings({}), Order(), notes.note, stop)

@@ -185,7 +185,10 @@ async def test_an_answer_without_a_length(client: HttpxClient, directory: Path) 
 
 async def test_a_write_that_was_lost_is_in_doubt(directory: Path) -> None:
     """Behind the client stands the backend of the bridge: a read is unavailable, a write in doubt."""
-    async with daemon(directory / "memory", says(b"")), open_target(None, "squeezed", f"http:{directory}/memory") as it:
+    async with (
+        daemon(directory / "memory", says(b"")),
+        open_target(choose(None, "squeezed", f"http:{directory}/memory")) as it,
+    ):
         assert await kind_of(it, "balance_memory") is Kind.IN_DOUBT
         assert await kind_of(it, "get_host_reserved_memory") is Kind.UNAVAILABLE
 
@@ -267,7 +270,7 @@ async def test_where_calls_are_posted(service: str, dialect: str, form: str, pag
             lambda: Tongues(settings.services[service]).http_client(str(path)),
             *Tongues(settings.services[service]).call(),
         )
-        async with open_target(settings, service, "legacy") as target:
+        async with open_target(choose(settings, service, "legacy")) as target:
             for backend in (ours, target.backend):
                 parameters = method(service, name).parameters
                 call = Call(method(service, name), {p.name: "x" for p in parameters}, Door.HTTP, time.monotonic() + 5)
@@ -289,7 +292,7 @@ async def test_nobody_is_there(directory: Path, bus_address: str) -> None:
         (f"bus:{bus_address}", "nobody owns org.xen.xcp.squeezed"),
     ):
         with pytest.raises(Fault, match=expected) as caught:
-            async with open_target(None, "squeezed", to):
+            async with open_target(choose(None, "squeezed", to)):
                 pass
         assert caught.value.kind is Kind.UNAVAILABLE
 
@@ -301,13 +304,13 @@ async def test_a_socket_is_a_sandbox_by_a_file_beside_it(directory: Path) -> Non
     """For HTTP and frames; TCP has no such place."""
     async with daemon(directory / "m", silent):
         for form in ("http", "framed"):
-            async with open_target(None, "squeezed", f"{form}:{directory}/m") as target:
+            async with open_target(choose(None, "squeezed", f"{form}:{directory}/m")) as target:
                 assert await target.declares_sandbox() == f"there is no {directory}/m.sandbox"
                 (directory / "m.sandbox").touch()
                 assert await target.declares_sandbox() is None
                 (directory / "m.sandbox").unlink()
     for to in ("http://127.0.0.1:1/", "datagram:@x"):
-        async with open_target(None, "squeezed", to) as target:
+        async with open_target(choose(None, "squeezed", to)) as target:
             assert "has no place where it could say" in (await target.declares_sandbox() or "")
 
 
@@ -316,7 +319,7 @@ async def test_a_tree_is_a_sandbox_by_a_node() -> None:
     async with running_store("embedded", Path) as process:
         store = Store(process.socket)
         await store.connect()
-        async with open_target(None, "squeezed", f"xenstore:{process.socket}", tree="sq") as target:
+        async with open_target(choose(None, "squeezed", f"xenstore:{process.socket}", tree="sq")) as target:
             assert await target.declares_sandbox() == "there is no node /sq/sandbox"
             await store.write("/sq/sandbox", b"0")
             assert await target.declares_sandbox() == "/sq/sandbox: expected 1, got b'0'"
@@ -349,7 +352,7 @@ async def test_a_bus_daemon_is_a_sandbox_by_a_property(bus_address: str) -> None
         (True, None),
     ):
         bus = await owner_of(bus_address, name, sandbox)
-        async with open_target(None, "squeezed", f"bus:{bus_address}", name=name) as target:
+        async with open_target(choose(None, "squeezed", f"bus:{bus_address}", name=name)) as target:
             found = await target.declares_sandbox()
             assert found is None if expected is None else expected in str(found)
         await bus.close()
@@ -359,7 +362,7 @@ async def test_whoever_takes_the_name_later_is_not_driven(bus_address: str) -> N
     """What was declared holds for the process that declared it; another one gets nothing."""
     name = "org.xen.xcp.squeezed"
     first = await owner_of(bus_address, name, sandbox=True)
-    async with open_target(None, "squeezed", f"bus:{bus_address}") as target:
+    async with open_target(choose(None, "squeezed", f"bus:{bus_address}")) as target:
         assert await target.declares_sandbox() is None
         called: list[MethodCall] = []
 
@@ -386,7 +389,7 @@ async def test_the_example_declares_itself(bus_address: str) -> None:
             )  # fmt: skip
             assert squeezed.stdout is not None
             assert b"owns its name" in await squeezed.stdout.readline()
-            async with open_target(None, "squeezed", f"bus:{bus_address}") as target:
+            async with open_target(choose(None, "squeezed", f"bus:{bus_address}")) as target:
                 assert (await target.declares_sandbox() is None) is is_one
             squeezed.terminate()
             assert await squeezed.wait() == 0
