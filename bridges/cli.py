@@ -66,6 +66,7 @@ app = typer.Typer(
 
 @app.callback()
 def _app() -> None:
+    # typer makes no command of an app that has neither this nor commands of its own.
     pass
 
 
