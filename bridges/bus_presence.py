@@ -107,6 +107,11 @@ class BusPresence:
             self._use(None)
             await bus.close()
 
+    @property
+    def unique_name(self) -> str:
+        """Ours on the bus, empty while we are not there."""
+        return "" if self._bus is None else self._bus.unique_name
+
     def _use(self, bus: Bus | None) -> None:
         self._bus = bus
         for daemon in self._daemons:

@@ -66,6 +66,10 @@ def start(
         print_json(answer)
     else:
         out.print(f"capturing {', '.join(answer['services'])} into {answer['directory']}", soft_wrap=True, markup=False)
+    for each in answer["unheard"]:
+        err.print(
+            f"xcp-bridge: calls to {each} on the bus cannot be heard yet: see the log", soft_wrap=True, markup=False
+        )
 
 
 @capture.command()

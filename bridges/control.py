@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -247,7 +248,10 @@ class Control:
         return {"handles": rows, "reservations": reservations, "summary": dict(summary)}
 
     async def capture(self, action: str, services: list[str], name: str | None) -> dict[str, Any]:
-        """Starts or stops capturing services, none named: all. Raises WrongRequest, NotNow."""
+        """Starts or stops capturing services, none named: all. Raises WrongRequest, NotNow.
+
+        `unheard` are those whose calls on the bus pass us by and cannot be listened to yet: it is tried again.
+        """
         for each in services:
             self._find(each)
         services = list(dict.fromkeys(services))
@@ -255,9 +259,13 @@ class Control:
             match action:
                 case "start":
                     chosen = services or list(self._services)
-                    return {"directory": str(await self._recorder.start(chosen, name)), "services": chosen}
+                    directory = await self._recorder.start(chosen, name)
+                    heard = await asyncio.gather(*(self._services[each].attend_capture() for each in chosen))
+                    unheard = [each for each, is_heard in zip(chosen, heard, strict=True) if not is_heard]
+                    return {"directory": str(directory), "services": chosen, "unheard": unheard}
                 case "stop":
                     directory, ended = await self._recorder.stop(services or None)
+                    await asyncio.gather(*(self._services[each].attend_capture() for each in ended))
                     return {"directory": str(directory), "services": ended, "running": self._recorder.status()}
                 case "status":
                     return {"running": self._recorder.status()}

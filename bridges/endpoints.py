@@ -32,6 +32,7 @@ from bridges.journal import Journal
 from bridges.ledger import Aliases, Ledger
 from bridges.legacy_daemon import LegacyDaemon
 from bridges.observing import Observation
+from bridges.overhearing import NOT_WATCHED, Overhearing
 from bridges.processes import ProcessError
 from bridges.rpc_doors import Beside, FramedSocket, HttpDoor, SocketCalls
 from bridges.settings import ServiceSettings
@@ -107,6 +108,7 @@ class Endpoints:
             bus_door.long_polls(),
             self._note_assumed,
         )
+        self.overhearing = Overhearing(self.on_bus, shared.bus_address, self._tap, lambda: self.bus.unique_name)
         self.tree: TreeDoor | None = None
         if settings.xenstore is not None and self._store is not None:
             xenstore_door = doors.XenstoreDoor(self.dispatch, self._backends, self._service, self._tap)
@@ -175,6 +177,17 @@ class Endpoints:
         self.witness.begin_anew()
         if self._tasks is not None:
             self._arrange_observation()
+            self._arrange_overhearing(NOT_WATCHED)
+
+    async def attend_capture(self) -> bool:
+        """After the service was put under capture, or is no longer: whether what the capture wants is seen by now."""
+        if self._tasks is not None:
+            self._arrange_overhearing()
+        return await self.overhearing.until_heard()
+
+    def _arrange_overhearing(self, missed: str = "") -> None:
+        wanted = self._tap.is_on and self.situation.meaning.bus is Keeper.DAEMON
+        self.overhearing.arrange(self.tasks, wanted=wanted, missed=missed)
 
     def _arrange_observation(self) -> None:
         """The legacy daemon's own doors are watched in observe and, for its tree, for as long as that is its own."""
@@ -198,6 +211,7 @@ class Endpoints:
                 self._tasks.create_task(self._afterwards.run(), name=f"comparisons of {self.name}")
                 await self._open(was_cut_off=was_cut_off)
                 self._arrange_observation()
+                self._arrange_overhearing(NOT_WATCHED)
                 started.set()
                 while True:
                     await asyncio.sleep(LOOK_SECONDS)
@@ -307,6 +321,7 @@ class Endpoints:
         if self.datagrams is not None:
             await self.datagrams.close()
         await self.observation.stop()
+        await self.overhearing.stop()
         await asyncio.gather(*(door.stop() for door in self.sockets))
         for door in self.sockets:
             await door.close()

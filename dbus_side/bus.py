@@ -59,6 +59,7 @@ _CLOSE_TIMEOUT: Final = 5.0  # seconds
 _DRIVER_TIMEOUT: Final = 25.0  # seconds for the bus's own methods, libdbus's default
 _DRIVER: Final = "org.freedesktop.DBus"
 _DRIVER_PATH: Final = "/org/freedesktop/DBus"
+_MONITORING: Final = "org.freedesktop.DBus.Monitoring"
 
 _log = logging.getLogger(__name__)
 
@@ -81,6 +82,7 @@ class Bus:
         self._trackers: dict[str, list[OwnerChanged]] = {}
         self._subscriptions: dict[tuple[str, str], list[Subscription]] = {}
         self._uids: dict[str, int] = {}
+        self._on_copy: Callable[[bytes], None] | None = None
         self.closed = asyncio.Event()
         self.unique_name = ""
 
@@ -290,6 +292,23 @@ class Bus:
         if sender is not None and not sender.startswith(":") and sender != _DRIVER:
             await self.untrack(sender, _ignore_owner)
 
+    # What passes between others
+
+    async def monitor(self, rules: tuple[str, ...], on_copy: Callable[[bytes], None], *, timeout: float = 5.0) -> None:
+        """Become a monitor: `on_copy` gets every message that one of the match rules takes, whole, whoever it is for.
+
+        It must not block, and what it raises is logged. The connection is of no other use from then on: whoever
+        monitors may not send. Raises BusRefused (the bus lets its own user and root), BusTimedOut, BusLost.
+        """
+        self._on_copy = on_copy  # the first copies come right behind the answer
+        try:
+            await self.call(
+                _DRIVER, _DRIVER_PATH, _MONITORING, "BecomeMonitor", "asu", (list(rules), 0), timeout=timeout
+            )
+        except BaseException:
+            self._on_copy = None
+            raise
+
     # Calls in
 
     def serve(self, handler: Handler, *, limit: int = RUNNING_LIMIT) -> None:
@@ -354,6 +373,9 @@ class Bus:
     # Messages in
 
     def _receive(self, frame: bytes) -> None:
+        if self._on_copy is not None and not self._pending:
+            _guarded(self._on_copy, frame)
+            return
         try:
             message = self._library.unmarshal(frame)
             body = decoder(message.signature)(message.body)

@@ -79,15 +79,8 @@ class _Interfaces:
                 service = model.load_dialect(self.name, dialect)
                 self._spoken.append((Spoken(service, dialect), Translation(service)))
         for spoken, translation in self._spoken:
-            service = spoken.service
-            for name in service.objects:
-                if names.object_path(self.name, name) != path:
-                    continue
-                if interface not in ("", names.interface_name(self.name, name, service.version)):
-                    continue
-                for method in service.object_methods(name):
-                    if names.member_name(method.member) == member:
-                        return _Target(spoken, method, translation.of(method))
+            if (method := translation.find(path, interface, member)) is not None:
+                return _Target(spoken, method, translation.of(method))
         return None
 
 

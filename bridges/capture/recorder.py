@@ -27,7 +27,7 @@ from bridges.capture.headers import header_of
 from bridges.capture.records import End, Flip, Header, Lost
 from bridges.capture.redaction import Redactor
 from bridges.capture.store import CaptureError, find
-from bridges.capture.taps import Clock, Entered, Event, Tap
+from bridges.capture.taps import Clock, Entered, Event, Missed, Tap
 from bridges.capture.writing import Limits, Writer
 from bridges.dbus_translation import Translation
 from bridges.interfaces.model import Service
@@ -307,6 +307,8 @@ class Recorder:
             if isinstance(event, Entered):
                 times = str(event.ts), str(event.mono)
                 record = Flip(running.seq, *times, service, event.origin, event.target, event.epoch)
+            elif isinstance(event, Missed):
+                record = Lost(running.seq, str(event.ts), str(event.mono), 0, event.why, service)
             elif isinstance(event, Seen):
                 if isinstance(event.peer, Peer):
                     event = event._replace(command=running.command_of(event.peer.pid))

@@ -8,7 +8,6 @@ A directory is locked (flock) while it is written.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import stat
@@ -116,9 +115,9 @@ class Capture:
             return []
         entries = [] if self.manifest is None else [number_of(entry.name) for entry in self.manifest.segments]
         there = [segment.number for segment in segments]
-        if self.is_being_written:  # what came before may have been removed by the limits meanwhile
-            entries = [number for number in entries if number > there[0]]
         first = 1 if self.manifest is None else min(entries + there)
+        if self.is_being_written:  # what came before may have been removed by the limits meanwhile
+            first = there[0]
         return [name_of(number) for number in range(first, max(entries + there) + 1)]
 
 
@@ -245,7 +244,7 @@ def open_capture(path: Path) -> Capture:
             segments = [look(path)]
         elif path.is_dir():
             manifest, damage = _read_manifest(path)  # before the segments: those that come meanwhile do no harm
-            segments = _look_into(path)
+            segments = _look_into(path, is_growing=is_being_written)
         else:
             raise CaptureError(f"{path}: is neither a directory nor a file")
     except OSError as error:
@@ -275,12 +274,15 @@ def find(directory: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def _look_into(path: Path) -> list[Segment]:
+def _look_into(path: Path, *, is_growing: bool) -> list[Segment]:
     while names := _names(path):
-        segments = []
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):  # removed meanwhile, by the limits
+        segments: list[Segment] = []
+        for name in _without_gaps(names) if is_growing else names:
+            try:
                 segments.append(look(path / name))
+            except FileNotFoundError:
+                if segments and not segments[-1].path.exists():  # removed meanwhile by the limits, the oldest first
+                    segments.clear()
         if segments:
             return segments
     raise _without_segments(path)
@@ -289,7 +291,14 @@ def _look_into(path: Path) -> list[Segment]:
 def _names(path: Path) -> list[str]:
     if not path.is_dir():
         return []
-    return sorted(found.name for found in path.iterdir() if number_of(found.name) and found.is_file())
+    with os.scandir(path) as found:  # which knows of each what it is, also when it was removed meanwhile
+        return sorted(each.name for each in found if number_of(each.name) and each.is_file())
+
+
+def _without_gaps(names: list[str]) -> list[str]:
+    """A directory is not listed in one moment: of two segments that come meanwhile the second alone may be seen."""
+    numbers = [number_of(name) for name in names]
+    return [name_of(number) for number in range(numbers[0], numbers[-1] + 1)]
 
 
 def _without_segments(path: Path) -> CaptureError:

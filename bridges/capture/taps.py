@@ -32,7 +32,15 @@ class Entered(NamedTuple):
     mono: int
 
 
-Event = Seen | Heard | Entered
+class Missed(NamedTuple):
+    """Calls may have passed that nobody saw, nobody can know how many."""
+
+    why: str
+    ts: int
+    mono: int
+
+
+Event = Seen | Heard | Entered | Missed
 
 
 class Clock(NamedTuple):
@@ -74,6 +82,11 @@ class Tap:
     def _tell_stage(self, origin: Stage) -> None:
         entered = Entered(str(origin), str(self._stage), self._epoch, self._clock.real(), self._clock.mono())
         self._offer(self._service, entered, 0)
+
+    def missed(self, why: str) -> None:
+        """Until now calls may have passed unseen."""
+        if self.is_on:
+            self._offer(self._service, Missed(why, self._clock.real(), self._clock.mono()), 0)
 
     def came(
         self,

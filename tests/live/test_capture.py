@@ -19,6 +19,7 @@ from bridges.capture.records import End, Flip, Header, Leg, Lost, Record, Reply,
 from bridges.capture.store import open_capture
 from bridges.capture.verifying import verify
 from bridges.cutover import Stage
+from bridges.overhearing import NOT_WATCHED
 from dbus_side.bus import Bus
 from dbus_side.errors import BusRefused
 from tests.live import ladder
@@ -150,6 +151,11 @@ async def calling(callers: Callers, count: int) -> AsyncIterator[None]:
             stop.set()
 
 
+def is_whole(request: Request, reply: Reply | None) -> bool:
+    """Whether both messages of an observed exchange were read to their end."""
+    return request.leg is Leg.OBSERVED and reply is not None and {request.complete, reply.complete} == {"complete"}
+
+
 async def test_a_service_moves_while_it_is_under_capture(host: Host, callers: Callers) -> None:
     """Each call has its legs under one id, in its stage; one that was held is answered in the new epoch."""
     ladder.settle(host)
@@ -179,7 +185,12 @@ async def test_a_service_moves_while_it_is_under_capture(host: Host, callers: Ca
     assert (found.damage, found.lost) == ([], 0)
     assert verify(open_capture(captures(host) / "way")).is_whole
     found.check_legs()
-    assert len(found.of(leg=Leg.CALLER)) == status["calls"]["admitted"]
+    overheard = found.of(leg=Leg.CALLER, stage="live", door="bus")
+    assert len(found.of(leg=Leg.CALLER)) == status["calls"]["admitted"] + len(overheard)
+    assert [(request.arguments, reply and reply.result) for request, reply in overheard] == [
+        ({"debug_info": f"bus{number}"}, str(ladder.RESERVED_KIB)) for number in range(2)
+    ]
+    assert [(each.n, each.why) for each in found.records if isinstance(each, Lost)] == [(0, NOT_WATCHED)]
     end = found.records[-1]
     assert isinstance(end, End)
     assert end.why == "the bridge ended"
@@ -187,15 +198,13 @@ async def test_a_service_moves_while_it_is_under_capture(host: Host, callers: Ca
     relay |= {("bus", "caller"), ("xenstore", "observed")}
     assert found.legs("relay") == {("squeezed", *each) for each in relay}
     assert found.legs("shadow") == {("squeezed", *each) for each in relay | {("bus", "candidate")}}
-    callers_of_live = {("http", "caller"), ("framed", "caller"), ("xenstore", "caller")}
+    callers_of_live = {("http", "caller"), ("framed", "caller"), ("xenstore", "caller"), ("bus", "caller")}
     assert found.legs("live") == {("squeezed", *each) for each in callers_of_live | {("bus", "backend")}}
 
     # Of the tree's exchanges those that were read whole are asked, whenever that is told.
     ours = [leg for leg in found.of(stage="shadow") if leg[0].arguments != {"debug_info": "d"}]
     candidate = [leg for leg in ours if leg[0].leg is Leg.CANDIDATE]
-    known = [
-        request for request, _ in ours if request.leg in (Leg.CALLER, Leg.OBSERVED) and request.complete == "complete"
-    ]
+    known = [request for request, reply in ours if request.leg is Leg.CALLER or is_whole(request, reply)]
     assert Counter(request.id for request, _ in candidate) == Counter(request.id for request in known)
     assert len(candidate) >= counts["sent"] >= 6
     assert {request.method for request, _ in candidate} >= counts["methods"].keys()
