@@ -17,6 +17,8 @@ from queue import SimpleQueue
 from types import MappingProxyType
 from typing import Any, Final
 
+from bridges.pacing import GivingWay
+
 Rows = list[tuple[Any, ...]]
 Parameters = tuple[object, ...]
 _Job = tuple[str, Parameters, asyncio.Future[Rows]]
@@ -57,6 +59,7 @@ class Durable:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._is_closed = False
+        self._giving_way = GivingWay()
         try:
             self._database = open_file(path, schema, version)
         except sqlite3.DatabaseError as error:
@@ -77,6 +80,7 @@ class Durable:
             future.set_exception(NotDurable(f"{self.path} is closed"))
         else:
             self._queue.put((statement, parameters, future))
+            self._giving_way.begun()
         return future
 
     async def write(self, statement: str, parameters: Parameters = ()) -> None:
@@ -126,7 +130,7 @@ class Durable:
             is_open = len(group) == len(taken)
             outcomes = self._carry_out(group)
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody awaits any more
-                self._loop.call_soon_threadsafe(_resolve, group, outcomes)
+                self._loop.call_soon_threadsafe(self._resolve, group, outcomes)
 
     def _carry_out(self, group: list[_Job]) -> list[Rows | Exception]:
         """What came of each job: together, or one by one when one of them fails."""
@@ -149,6 +153,16 @@ class Durable:
             raise
         self.commits += 1
         return rows
+
+    def _resolve(self, group: list[_Job], outcomes: list[Rows | Exception]) -> None:
+        for (_, _, future), outcome in zip(group, outcomes, strict=True):
+            self._giving_way.over()
+            if future.done():  # its caller was cancelled
+                continue
+            if isinstance(outcome, Exception):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
 
     def _told(self, error: Exception) -> Exception:
         if not isinstance(error, sqlite3.Error):
@@ -199,13 +213,3 @@ def _open(path: Path, schema: str, version: int, upgrades: Mapping[int, str]) ->
         database.close()
         raise
     return database
-
-
-def _resolve(group: list[_Job], outcomes: list[Rows | Exception]) -> None:
-    for (_, _, future), outcome in zip(group, outcomes, strict=True):
-        if future.done():  # its caller was cancelled
-            continue
-        if isinstance(outcome, Exception):
-            future.set_exception(outcome)
-        else:
-            future.set_result(outcome)

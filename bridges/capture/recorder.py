@@ -31,7 +31,7 @@ from bridges.capture.taps import Clock, Entered, Event, Missed, Tap
 from bridges.capture.writing import Limits, Writer
 from bridges.dbus_translation import Translation
 from bridges.interfaces.model import Service
-from bridges.pacing import Pace
+from bridges.pacing import GivingWay, Pace
 from xmlrpc_gateway.callers import command_of
 from xmlrpc_gateway.http_messages import Peer
 
@@ -113,6 +113,7 @@ class Recorder:
         self._queue: deque[tuple[str, Event, int]] = deque()
         self._bytes = 0
         self._running: _Running | None = None
+        self._giving_way = GivingWay()
         self._work = asyncio.Lock()
         self._begun = asyncio.Event()
 
@@ -145,7 +146,7 @@ class Recorder:
             else:
                 now = datetime.fromtimestamp(self._clock.real() / 1e9, UTC)
                 chosen = self._directory / (name or f"{now:%Y-%m-%dT%H-%M-%SZ}")
-                self._running = running = await asyncio.to_thread(self._open, chosen)
+                self._running = running = await self._giving_way.in_thread(self._open, chosen)
                 self._begun.set()
             for each in services:
                 source = self._sources[each]
@@ -223,7 +224,7 @@ class Recorder:
         self._begun.clear()
         end = End(running.seq, str(self._clock.real()), str(self._clock.mono()), running.writer.records, why)
         try:
-            await asyncio.to_thread(running.writer.close, records.encode(end), running.seq)
+            await self._giving_way.in_thread(running.writer.close, records.encode(end), running.seq)
         except OSError as error:
             LOG.error("capture %s is not closed orderly: %s", running.directory, error)
             raise CaptureRefused(f"{running.directory} has ended, but is not closed orderly: {error}") from None
@@ -290,7 +291,7 @@ class Recorder:
             if size < LARGE_BYTES:
                 found = self._describe(running, service, event)
             else:
-                found = await asyncio.to_thread(self._describe, running, service, event)
+                found = await self._giving_way.in_thread(self._describe, running, service, event)
             if isinstance(found, bytes):
                 self._add(running, found)
             else:
@@ -352,7 +353,7 @@ class Recorder:
         running.commands.clear()
         before = writer.records
         try:
-            await asyncio.to_thread(writer.write, lines, running.first)
+            await self._giving_way.in_thread(writer.write, lines, running.first)
         except Exception as error:  # a full disk or a defect: the next is tried
             written = writer.records - before
             missing = len(lines) - written
@@ -370,7 +371,7 @@ class Recorder:
         """Also while nothing comes: segments age."""
         running.synced = time.monotonic()
         try:
-            await asyncio.to_thread(running.writer.sync)
+            await self._giving_way.in_thread(running.writer.sync)
         except Exception as error:
             self._note_trouble(running, error)
 

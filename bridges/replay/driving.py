@@ -33,6 +33,7 @@ from bridges.calls import Call, Value
 from bridges.comparison import Outcome
 from bridges.faults import Fault, Kind
 from bridges.interfaces.model import Effect, Method
+from bridges.pacing import GivingWay
 from bridges.replay.bindings import Bindings, Unbound
 from bridges.replay.http_client import ON_THE_WAY
 from bridges.replay.pairs import Exchange
@@ -172,6 +173,7 @@ class _Driver:
         self._planned = 0.0
         self._over = 0
         self._defect: asyncio.Future[None] = self._loop.create_future()
+        self._giving_way = GivingWay()
         self._lateness = Histogram()
         self._service_time = Histogram()
 
@@ -194,7 +196,7 @@ class _Driver:
 
     async def _feed(self, exchanges: Iterator[Exchange]) -> None:
         """Reads on as far as there is room, until all calls are over."""
-        while chunk := await _in_thread(lambda: list(islice(exchanges, CHUNK))):
+        while chunk := await self._in_thread(lambda: list(islice(exchanges, CHUNK))):
             for exchange in chunk:
                 method = self._sendable(exchange)
                 if method is not None:
@@ -204,6 +206,16 @@ class _Driver:
                         self._held_until = self._loop.time()
                     await self._admit(exchange, method)
         await self._idle.wait()
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        """The result of blocking work. Cancelled, it still waits for the thread, which has the capture open."""
+        task = asyncio.create_task(self._giving_way.in_thread(work), name="reading the capture")
+        try:
+            return await asyncio.shield(task)
+        finally:
+            if not task.done():
+                await asyncio.wait([task])
+                task.exception()  # nobody else will look at it
 
     def _sendable(self, exchange: Exchange) -> Method | None:
         """The method to be called; what is not sent is counted."""
@@ -406,17 +418,6 @@ class _Driver:
 
 def _microseconds(seconds: float) -> int:
     return round(seconds * 1e6)
-
-
-async def _in_thread(work: Callable[[], T]) -> T:
-    """The result of blocking work. Cancelled, it still waits for the thread, which has the capture open."""
-    future = asyncio.get_running_loop().run_in_executor(None, work)
-    try:
-        return await asyncio.shield(future)
-    finally:
-        if not future.done():
-            await asyncio.wait([future])
-            future.exception()  # nobody else will look at it
 
 
 @contextmanager
