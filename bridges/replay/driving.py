@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -168,7 +169,7 @@ class _Driver:
         self._idle.set()
         self._schedule = Schedule()
         self._start: float | None = None
-        self._first_due = 0.0
+        self._first_due = self._last_due = 0.0
         self._admitted = 0
         self._planned = 0.0
         self._over = 0
@@ -265,7 +266,9 @@ class _Driver:
         if self._start is None:
             self._start, self._first_due = self._loop.time() + HEAD_START, at
         self._planned = max(self._planned, at - self._first_due)
-        return self._start + at - self._first_due
+        # Timers of one moment go off in any order: calls are made in that of the recording.
+        self._last_due = max(self._start + at - self._first_due, math.nextafter(self._last_due, math.inf))
+        return self._last_due
 
     def _begin(self, sending: _Sending) -> None:
         sending.timer = None
