@@ -84,7 +84,10 @@ async def test_the_doors_are_closed_and_open_again(host: Host, callers: Any) -> 
         assert len(found["checklist"]) == 5
         await bus.track_owner(ladder.MEMORY[0], lambda _owner: None)
         assert bus.owner(ladder.MEMORY[0]) == found["candidate"]
+        assert (await host.cli("capture", "start", "squeezed", "--name", "late"))[0] == 0
         assert len((await ladder.write(callers, bus, "bus", "reserve_memory", session_id="s", kib=1))[0]) == 36
+        assert (await host.cli("capture", "stop"))[0] == 0
+        assert re.search(r"bus +bus .* reserve_memory\(", (await host.cli("capture", "show", "late"))[1])
         assert (await ladder.status(host))["calls"]["admitted"] == 0
         code, output, _ = await host.cli("status")
         assert "3 refused" in output
