@@ -193,7 +193,7 @@ class State:
 
     def keep_registered(self, service: str, pid: int) -> None:
         """Remembers a registration that is about to be made, of a service moved before. Raises NotWritten."""
-        self._write("UPDATE service SET registered = ? WHERE name = ?", (pid, service))
+        self._insist(self._write, "UPDATE service SET registered = ? WHERE name = ?", (pid, service))
 
     def recover(self, service: str) -> tuple[Standing, str | None]:
         """Ends flips that a crash cut off: each becomes not begun, or completed.
@@ -289,7 +289,7 @@ class State:
         except sqlite3.Error as error:
             raise self._not_written(error) from None
 
-    def _insist(self, write: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+    def _insist(self, write: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
         """Writes it, if need be in the place of the ballast. Raises NotWritten."""
         try:
             write(*args, **kwargs)

@@ -37,6 +37,9 @@ _NOT_EXECUTED: Final = Fault(
 _LEFT_BY_ANOTHER: Final = Fault(
     Kind.IN_DOUBT, "another daemon served the tree and ended with this request in it; it may have been executed"
 )
+_LEFT_BY_SOMEBODY: Final = Fault(
+    Kind.IN_DOUBT, "nobody knows who served the tree before with this request in it; it may have been executed"
+)
 
 
 class TreeDoor:
@@ -58,6 +61,17 @@ class TreeDoor:
 
     def _new_server(self) -> Server:
         return Server(self._store, self._tree, self._door.answer, pid=os.getpid(), on_foreign_pid=self._foreign_pid)
+
+    async def _settle_what_others_left(self, server: Server) -> int:
+        """Before we register, or a bridge that is started after us would take all that is left for unseen.
+
+        What another daemon had in its hands is answered as in doubt, and never executed; how many requests that were.
+        """
+        registered, known = await server.pid(), self._state.registered(self._situation.service)
+        if registered is not None and registered == known:
+            return 0
+        unknown = _LEFT_BY_SOMEBODY if known is None or registered is None else _LEFT_BY_ANOTHER
+        return await server.settle_outstanding(partial(self._door.settle_stale, unknown=unknown))
 
     async def _register(self, server: Server) -> None:
         """Raises NotWritten: who does not know in whose hands its tree was would call executed requests unexecuted."""
@@ -141,10 +155,13 @@ class TreeDoor:
             self._situation.alarm("TREE_LOST", str(error))
 
     async def serve_again(self, tasks: asyncio.TaskGroup) -> None:
-        """After a way back that was given up: the requests that came meanwhile are served."""
+        """After a way back that was given up: the requests that came meanwhile are served, if nobody else had them."""
         await self.leave()
-        self._server = self._new_server()
-        await self._register(self._server)
+        server = self._new_server()
+        if settled := await self._settle_what_others_left(server):
+            LOG.warning("%s: %d requests of the tree are in doubt", self._situation.service, settled)
+        await self._register(server)
+        self._server = server
         self.serve(tasks)
 
     async def drain(self, timeout: float) -> bool:
@@ -188,10 +205,7 @@ class TreeDoor:
             if registered and registered != os.getpid() and is_alive(registered):
                 self._alarm_split(registered)
                 return True
-            settled = 0
-            if registered is None or registered != self._state.registered(self._situation.service):
-                # Before we register: a bridge that is started after us would take all that is left for unseen.
-                settled = await server.settle_outstanding(partial(self._door.settle_stale, unknown=_LEFT_BY_ANOTHER))
+            settled = await self._settle_what_others_left(server)
             await self._register(server)
             unknown = None if stale == "execute" else _NOT_EXECUTED
             settled += await server.settle_outstanding(partial(self._door.settle_stale, unknown=unknown))

@@ -423,3 +423,32 @@ async def test_the_candidate_dies_in_the_middle(host: Host, relayed: Any) -> Non
     await host.until_alarms()
     await relayed.every_door()
     assert host.sides()["bus"] == 0
+
+
+async def test_a_way_back_that_is_given_up(host: Host, callers: Any) -> None:
+    """The legacy daemon came up without its socket, and with a request of the tree in its hands when it was ended: the
+    bus daemon goes on, and does not execute that one again."""
+    socket = str(host.path("memory"))
+    good = host.legacy["squeezed"]
+    await host.start_legacy("squeezed")
+    host.legacy["squeezed"] = [str(host.path("elsewhere")) if each == socket else each for each in good]
+    host.legacy["squeezed"] += ["--slow-ms", "60000"]
+    host.write_settings()
+    await host.start_bridge()
+    await host.stage("squeezed", "relay")
+    await host.start_bus_squeezed()
+    await host.stage("squeezed", "live")
+    await callers.connect_store()
+    move = asyncio.create_task(host.ask_stage("squeezed", "relay"))
+    async with asyncio.timeout(30):
+        while await callers.store.read("/squeezed/pid") == b"%d" % host.pid("bridge"):  # noqa: ASYNC110 - it is ended by force
+            await asyncio.sleep(0.01)
+    await callers.request("reserve-memory", "once", {"session_id": b"once", "kib": b"1"})
+    await host.until(lambda: host.executions()["reserve_memory", "once"] == 1)
+    answer = await move
+    assert not answer["ok"], answer
+    response = await callers.response("reserve-memory", "once")
+    assert response["description"].startswith(b"InDoubt: another daemon served the tree")
+    assert host.executions()["reserve_memory", "once"] == 1
+    assert "reservation_id" in await callers.ask_store("reserve-memory", {"session_id": b"next", "kib": b"1"})
+    assert host.sides()["bus"] == 1
