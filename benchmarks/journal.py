@@ -49,7 +49,16 @@ def sync_microseconds(directory: Path) -> float:
     return statistics.median(took) * 1e6
 
 
-async def measure(directory: Path, callers: int, seconds: float) -> dict[str, Any]:
+async def keep_busy(microseconds: int) -> None:
+    """All that the loop does for calls that are no writes: it works for so long, looks at its sockets, and works on."""
+    while True:
+        until = time.perf_counter() + microseconds / 1e6
+        while time.perf_counter() < until:
+            pass
+        await asyncio.sleep(0)
+
+
+async def measure(directory: Path, callers: int, seconds: float, busy: int) -> dict[str, Any]:
     """What so many callers saw at once, in a new file. A write is one begin and one end."""
     durable = Durable(directory / f"journal-{callers}.sqlite", journal.SCHEMA, 1)
     calls = Journal(durable, lambda: datetime.now(UTC).isoformat(timespec="milliseconds"))
@@ -61,7 +70,10 @@ async def measure(directory: Path, callers: int, seconds: float) -> dict[str, An
             await calls.end(await calls.begin(ENTRY), "answered")
             took.append(time.perf_counter() - started)
 
+    load = asyncio.create_task(keep_busy(busy)) if busy else None
     await asyncio.gather(*(caller() for _ in range(callers)))
+    if load is not None:
+        load.cancel()
     elapsed, cpu = time.perf_counter() - begun, time.process_time() - cpu
     durable.close()
     took.sort()
@@ -100,6 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The cost of the journal for each write.")
     parser.add_argument("--callers", type=int, nargs="+", default=[1, 16, 128])
     parser.add_argument("--seconds", type=float, default=3.0, help="for each number of callers")
+    parser.add_argument("--busy", type=int, default=0, metavar="US", help="a loop busy with other calls, in such steps")
     parser.add_argument("--directory", type=Path, help="on the file system to be measured; default: a temporary one")
     parser.add_argument("--json", type=Path, help="where to write all numbers")
     options = parser.parse_args()
@@ -110,7 +123,7 @@ def main() -> None:
         sync = sync_microseconds(directory)
         facts = f"{os.cpu_count()} cores, {interpreter()}, a page is durable at {directory.parent} in {sync:.0f} us"
         out.print(f"{facts}. us/write is the time by the number of writes, p50 and p99 what a caller waits.\n")
-        rows = [run(measure(directory, callers, options.seconds)) for callers in options.callers]
+        rows = [run(measure(directory, callers, options.seconds, options.busy)) for callers in options.callers]
     out.print(table(rows))
     if options.json is not None:
         options.json.write_text(json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")

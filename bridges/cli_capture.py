@@ -66,7 +66,7 @@ def start(
         print_json(answer)
     else:
         out.print(f"capturing {', '.join(answer['services'])} into {answer['directory']}", soft_wrap=True, markup=False)
-    for each in answer["unheard"]:
+    for each in answer.get("unheard", ()):  # an older bridge does not say it
         err.print(
             f"xcp-bridge: calls to {each} on the bus cannot be heard yet: see the log", soft_wrap=True, markup=False
         )
@@ -246,7 +246,7 @@ def _sentences(report: Report) -> Iterator[str]:
         strays = f", {counted(count, 'answer')} without a request" if (count := report.strays.get(leg, 0)) else ""
         yield f"{leg}: {counted(report.requests[leg], 'request')}{half}{strays}"
     for why, count in report.lost.items():
-        yield f"lost: {counted(count, 'record')} ({why})"
+        yield f"lost: {counted(count, 'record') if count else 'nobody knows how many'} ({why})"
     yield from (f"missing: {segment}" for segment in report.missing)
     yield from (f"damage: {text}" for text in report.damages)
     yield from (f"gap: {text}" for text in report.gaps)

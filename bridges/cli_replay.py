@@ -270,7 +270,7 @@ class _Run:
                     progress,
                     stop,
                 )
-            judge.missed(troubles.missed)
+            judge.missed(troubles.missed, unseen=troubles.unseen)
             if troubles.repeated:
                 judge.damage(f"{troubles.first_repeated}: {counted(troubles.repeated, 'record')} left out: {REPEATED}")
             return judge.result(

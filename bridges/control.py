@@ -264,8 +264,10 @@ class Control:
                     unheard = [each for each, is_heard in zip(chosen, heard, strict=True) if not is_heard]
                     return {"directory": str(directory), "services": chosen, "unheard": unheard}
                 case "stop":
-                    directory, ended = await self._recorder.stop(services or None)
-                    await asyncio.gather(*(self._services[each].attend_capture() for each in ended))
+                    try:
+                        directory, ended = await self._recorder.stop(services or None)
+                    finally:  # also of a capture that ended badly
+                        await asyncio.gather(*(each.attend_capture() for each in self._services.values()))
                     return {"directory": str(directory), "services": ended, "running": self._recorder.status()}
                 case "status":
                     return {"running": self._recorder.status()}

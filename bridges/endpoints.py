@@ -206,9 +206,10 @@ class Endpoints:
         self.enter(standing)
         self.witness.recall()
         self.situation.frozen = self._state.frozen(self.name)
-        async with asyncio.TaskGroup() as self._tasks:
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
             try:
-                self._tasks.create_task(self._afterwards.run(), name=f"comparisons of {self.name}")
+                tasks.create_task(self._afterwards.run(), name=f"comparisons of {self.name}")
                 await self._open(was_cut_off=was_cut_off)
                 self._arrange_observation()
                 self._arrange_overhearing(NOT_WATCHED)
@@ -221,6 +222,7 @@ class Endpoints:
                     self._end_watch()
             finally:  # within: calls that are answered while the doors close need the bus still
                 await self._close()
+                self._tasks = None  # nothing is begun any more
 
     async def _open(self, *, was_cut_off: bool) -> None:
         """What the stage demands at a start; a part that cannot be had yet raises an alarm and is tried again."""

@@ -10,10 +10,11 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from bridges.calls import Door
-from bridges.capture.messages import BusAnswer, BusCall, BusFailure, Nothing
+from bridges.capture.messages import BusAnswer, BusCall, BusFailure, Late, Nothing
 from bridges.capture.taps import Tap, Trail
 from bridges.dbus_translation import MethodForm, Translation
 from dbus_side import frames, names, wire
@@ -44,6 +45,7 @@ class Overhearing:
         self._task: asyncio.Task[None] | None = None
         self._hears = asyncio.Event()
         self._missed = ""
+        self._owner = ""  # of the name, once it was told; else it is the daemon, or we would not listen
         self._unanswered: OrderedDict[tuple[str, int], tuple[Trail, MethodForm]] = OrderedDict()
 
     def arrange(self, tasks: asyncio.TaskGroup, *, wanted: bool, missed: str = "") -> None:
@@ -56,13 +58,13 @@ class Overhearing:
             self._task = None
 
     async def until_heard(self) -> bool:
-        """Waits a little until what is said is heard; whether it is, or nobody has to listen."""
-        if self._task is not None:
-            try:
-                await asyncio.wait_for(self._hears.wait(), START_SECONDS)
-            except TimeoutError:
-                return False
-        return True
+        """Waits a little until what is said is heard; whether it is, or nobody has to listen any more."""
+        if self._task is None or self._hears.is_set():
+            return True
+        hears = asyncio.create_task(self._hears.wait(), name=f"{self._service} is overheard")
+        await asyncio.wait((hears, self._task), timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        hears.cancel()
+        return self._task is None or self._hears.is_set()
 
     async def stop(self) -> None:
         """Listens no longer."""
@@ -87,8 +89,9 @@ class Overhearing:
     async def _listen_once(self) -> None:
         """Returns when the connection is lost. Raises BusError, OSError."""
         bus = await Bus.connect(self._address)
+        self._owner = ""
         try:
-            await bus.monitor(_rules(names.service_name(self._service)), self._note)
+            await bus.monitor(_rules(self._service), self._note)
             if self._missed:
                 self._tap.missed(self._missed)
             self._hears.set()
@@ -105,16 +108,23 @@ class Overhearing:
             return  # what the bus lets pass has a head: it is none of the service
         if head.kind == frames.METHOD_CALL:
             self._note_call(head, frame)
+        elif head.kind == frames.SIGNAL:
+            self._note_owner(head, frame)
         elif (known := self._unanswered.pop((head.destination, head.reply_serial), None)) is not None:
-            self._note_answer(head, frame, *known)
+            trail, form = known
+            trail.left(Late(partial(_answer, form, head, frame), len(frame)))
+
+    def _note_owner(self, head: wire.Head, frame: bytes) -> None:
+        """On the way back the name is ours before the move is over: calls come to our own door from then on."""
+        if head.member == "NameOwnerChanged":
+            self._owner = str(wire.read_body(frame)[1][2])
 
     def _note_call(self, head: wire.Head, frame: bytes) -> None:
-        method = self._on_bus.find(head.path, head.interface, head.member)
-        if method is None or head.sender == self._own_name():
+        method, ours = self._on_bus.find(head.path, head.interface, head.member), self._own_name()
+        if method is None or (ours and ours in (head.sender, self._owner)):
             return
         form = self._on_bus.of(method)
-        body = _body(frame)[1]
-        call = BusCall(form, head.destination, head.sender, head.serial, body)
+        call = Late(partial(_call, form, head, frame), len(frame))
         trail = self._tap.came(Door.BUS, call, method, peer=head.sender, conn=head.sender)
         if trail is None:
             return
@@ -125,13 +135,16 @@ class Overhearing:
         if len(self._unanswered) > UNANSWERED:
             self._unanswered.popitem(last=False)
 
-    @staticmethod
-    def _note_answer(head: wire.Head, frame: bytes, trail: Trail, form: MethodForm) -> None:
-        signature, body = _body(frame)
-        if head.kind == frames.ERROR:
-            trail.left(BusFailure(form, BusRefused(head.error_name, signature, body)))
-        else:
-            trail.left(BusAnswer(form, signature, body))
+
+def _call(form: MethodForm, head: wire.Head, frame: bytes) -> BusCall:
+    return BusCall(form, head.destination, head.sender, head.serial, _body(frame)[1])
+
+
+def _answer(form: MethodForm, head: wire.Head, frame: bytes) -> BusAnswer | BusFailure:
+    signature, body = _body(frame)
+    if head.kind == frames.ERROR:
+        return BusFailure(form, BusRefused(head.error_name, signature, body))
+    return BusAnswer(form, signature, body)
 
 
 def _body(frame: bytes) -> tuple[str, tuple[object, ...]]:
@@ -142,11 +155,13 @@ def _body(frame: bytes) -> tuple[str, tuple[object, ...]]:
         return "", ()
 
 
-def _rules(name: str) -> tuple[str, ...]:
-    """Calls to whoever owns the name, under whatever name, what it answers, and what the bus answers in its place."""
+def _rules(service: str) -> tuple[str, ...]:
+    """Calls to whoever owns the name, under whatever name; what a daemon answers that may have lost it meanwhile, and
+    what the bus answers in its place; and who owns it."""
+    name, candidate = names.service_name(service), names.candidate_name(service)
     return (
         f"type='method_call',destination='{name}'",
-        f"type='method_return',sender='{name}'",
-        f"type='error',sender='{name}'",
+        *(f"type='{kind}',sender='{each}'" for kind in ("method_return", "error") for each in (name, candidate)),
         f"type='error',sender='{_DRIVER}'",
+        f"type='signal',sender='{_DRIVER}',member='NameOwnerChanged',arg0='{name}'",
     )

@@ -6,6 +6,7 @@ many bytes a message holds.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from bridges.dbus_translation import MethodForm
@@ -118,6 +119,13 @@ class BusFailure(NamedTuple):
         return _about(self.refusal.body)
 
 
+class Late(NamedTuple):
+    """A message that is read when it is described: nobody who hands it over has to read it. `size` is in bytes."""
+
+    read: Callable[[], BusCall | BusAnswer | BusFailure]
+    size: int
+
+
 class DatagramCall(NamedTuple):
     """A datagram: a method's name, which is never answered."""
 
@@ -161,7 +169,7 @@ AS_CALLER: Final = AsCaller()
 
 Asking: TypeAlias = HttpCall | SocketCall | StoreCall | BusCall | DatagramCall | PageCall | AsCaller
 Answering: TypeAlias = SocketAnswer | StoreAnswer | BusAnswer | BusFailure | Said | Nothing | AsCaller
-Message: TypeAlias = Asking | Answering
+Message: TypeAlias = Asking | Answering | Late
 
 
 def nodes_size(nodes: tuple[tuple[str, bytes], ...]) -> int:

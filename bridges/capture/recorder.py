@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from bridges.capture import records
-from bridges.capture.describing import Describer, Seen
+from bridges.capture.describing import Describer, Heard, Seen
 from bridges.capture.frames import FRAME_BYTES, RECORDS
 from bridges.capture.headers import header_of
+from bridges.capture.messages import Late
 from bridges.capture.records import End, Flip, Header, Lost
 from bridges.capture.redaction import Redactor
 from bridges.capture.store import CaptureError, find
@@ -305,6 +306,8 @@ class Recorder:
         try:
             describer = running.describers[service]
             record: records.Record | None
+            if isinstance(event, Seen | Heard) and isinstance(event.message, Late):
+                event = event._replace(message=event.message.read())
             if isinstance(event, Entered):
                 times = str(event.ts), str(event.mono)
                 record = Flip(running.seq, *times, service, event.origin, event.target, event.epoch)

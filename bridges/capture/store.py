@@ -8,6 +8,7 @@ A directory is locked (flock) while it is written.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import stat
@@ -18,7 +19,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from bridges.capture import frames, records
-from bridges.capture.records import Record, nanoseconds
+from bridges.capture.records import Header, Record, nanoseconds
 from bridges.capture.segments import File, Segment, look, name_of, number_of
 
 MANIFEST: Final = "MANIFEST.json"
@@ -264,14 +265,20 @@ def find(directory: Path) -> list[Path]:
     found: list[tuple[int, Path]] = []
     try:
         for path in directory.iterdir() if directory.is_dir() else ():
-            names = _names(path)
-            if names:
-                header = look(path / names[0]).header
+            if names := _names(path):
+                header = _first_header(path, names)
                 began = nanoseconds(header.real) if header is not None else 0
                 found.append((began or path.stat().st_mtime_ns, path))
     except OSError as error:
         raise CaptureError(f"{error.filename or directory}: cannot be read: {error.strerror}") from None
     return [path for _, path in sorted(found)]
+
+
+def _first_header(path: Path, names: list[str]) -> Header | None:
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):  # removed meanwhile, by the limits
+            return look(path / name).header
+    return None
 
 
 def _look_into(path: Path, *, is_growing: bool) -> list[Segment]:

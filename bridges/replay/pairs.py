@@ -47,6 +47,7 @@ class Troubles:
         self.half = 0  # requests without a reply
         self.strays = 0  # replies without a request
         self.missed = 0  # records that the capture lost while calls were made
+        self.unseen = False  # whether calls may have passed that nobody saw
         self.repeated = 0  # records with the `seq` of an earlier one, and second replies
         self._shown: dict[str, list[str]] = {}
 
@@ -125,6 +126,7 @@ class _Joiner:
                 return
             case Lost():
                 self._troubles.missed += record.n if record.why in MISSED else 0
+                self._troubles.unseen |= record.n == 0
                 return
             case Request() if record.leg in LEGS:
                 self._ask(place, record)

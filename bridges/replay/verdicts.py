@@ -99,7 +99,7 @@ class Judge:
         self._places = Places()
         self._rows: Named[_Row] = Named(_Row, METHODS)
         self._damage: list[str] = []
-        self._missed = 0
+        self._missed, self._unseen = 0, False
 
     def not_sent(self, exchange: Exchange, why: str) -> None:
         """A recorded call that is not sent. `why` is counted by: it has nothing of the call in it."""
@@ -128,9 +128,9 @@ class Judge:
         if len(self._damage) < DAMAGE:
             self._damage.append(text)
 
-    def missed(self, count: int) -> None:
-        """So many records of the capture were lost while calls were made."""
-        self._missed = count
+    def missed(self, count: int, *, unseen: bool = False) -> None:
+        """So many records of the capture were lost while calls were made; `unseen`: and nobody knows how many more."""
+        self._missed, self._unseen = count, unseen
 
     def result(self, *, capture: str, target: str, started: str, timing: Timing, interrupted: bool) -> Result:
         """What came of it so far."""
@@ -143,6 +143,8 @@ class Judge:
             enough = self._missed < _RECORDS_OF_A_CALL * sum(row.recorded for row in methods)
             text = f"{counted(self._missed, 'record')} of calls were lost while the capture was made"
             (notes if enough else doubts).append(f"{text}: the run says nothing of them")
+        if self._unseen:
+            notes.append("calls may have passed unseen while the capture was made: nobody knows how many")
         verdict = Verdict.FAIL if failures else Verdict.INCONCLUSIVE if doubts else Verdict.PASS
         return Result(
             verdict=verdict,
