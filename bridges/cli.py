@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import Any, Final
@@ -35,6 +36,8 @@ class _Commands(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         module = import_module(f"bridges.{_MODULES[name]}")
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # while all that was loaded, see __main__
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         return typer.main.get_group(module.commands).commands[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -183,7 +183,10 @@ def show(
     if records.was_stopped:
         tell_stopped("the rest of the capture was not read")
     if not shown:
-        fail(UNKNOWN, f"{name}: no call of the capture is like that")
+        fail(
+            UNKNOWN,
+            f"{name}: {'no call of the capture is like that' if any(wanted) else 'there is no call in the capture'}",
+        )
 
 
 def _print_leg(shown: showing.Shown) -> None:

@@ -36,7 +36,7 @@ Record = Mapping[str, Any]
 
 commands = command_group()
 
-ReasonOption = Annotated[str, typer.Option(help="Why; kept in the record of moves.", show_default=False)]
+ReasonOption = Annotated[str, typer.Option(help="Why; kept in the record of moves. Needed.", show_default=False)]
 InDoubtOption = Annotated[
     bool,
     typer.Option(

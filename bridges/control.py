@@ -70,7 +70,11 @@ class Control:
         return self._find(service).situation.standing.epoch
 
     def audit(self, service: str | None, limit: int) -> list[dict[str, Any]]:
-        return self._state.audit(service, limit)
+        """What was done with a service, or with all. Raises WrongRequest for one of which nothing is known."""
+        entries = self._state.audit(service, limit)
+        if service is not None and not entries:
+            self._find(service)
+        return entries
 
     def steps(self, service: str, stage: str, *, skips: bool = True) -> list[str]:
         """What SetStage would do. Raises WrongRequest or IllegalMove."""

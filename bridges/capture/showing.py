@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from bridges.capture.records import ANSWERED, AS_CALLERS, Complete, Fault, Leg, Record, Reply, Request
+from bridges.capture.records import ANSWERED, AS_CALLERS, UNKNOWN, Complete, Fault, Leg, Record, Reply, Request
 from bridges.capture.store import Place
 from bridges.comparison import cut
 
@@ -55,7 +55,7 @@ class Filter(NamedTuple):
 
 
 def _failed(reply: Reply | None, wanted: str) -> bool:
-    if reply is None or reply.outcome == ANSWERED:
+    if reply is None or reply.outcome in (ANSWERED, UNKNOWN):
         return False
     fault = reply.fault or Fault(reply.outcome)
     return wanted.lower() in ("any", fault.kind.lower(), fault.code.lower())

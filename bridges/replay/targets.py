@@ -48,9 +48,8 @@ from xenstore_rpc.errors import StoreLost, StoreRefused, XenstoreError
 SANDBOX: Final = introspection.Interface(
     name="org.xen.xcp.Sandbox1", properties=(introspection.Property("Sandbox", "b", "read"),)
 )
-FORMS: Final = (
-    "bus, legacy, bus:ADDRESS, http:PATH, http://HOST:PORT/, framed:PATH, xenstore:SOCKET or datagram:@ADDRESS"
-)
+WITHOUT_SETTINGS: Final = "bus:ADDRESS, http:PATH, http://HOST:PORT/, framed:PATH, xenstore:SOCKET or datagram:@ADDRESS"
+FORMS: Final = f"bus, legacy, {WITHOUT_SETTINGS}"
 _PROPERTIES: Final = "org.freedesktop.DBus.Properties"
 _PATIENCE: Final = 10.0  # seconds
 _HTTP_PORT: Final = 80
@@ -199,7 +198,7 @@ def _service(settings: Settings | None, name: str, tree: str | None, dialect: st
 def _choose(settings: Settings | None, service: ServiceSettings, to: str, name: str | None) -> Chosen:
     form, colon, rest = to.partition(":")
     if not colon and form in ("bus", "legacy") and settings is None:
-        raise WrongTarget(f"{to}: needs settings that say where that is; without them: {FORMS}")
+        raise WrongTarget(f"{to}: needs settings that say where that is; without them: {WITHOUT_SETTINGS}")
     if name is not None and form != "bus":
         raise WrongTarget(f"{to}: a name is for targets on the bus, got {name!r}")
     known = settings or Settings()
@@ -216,7 +215,9 @@ def _choose(settings: Settings | None, service: ServiceSettings, to: str, name: 
             return Chosen(known, service, Door.BUS, f"{bus_name} on {known.bus_address}", bus_name)
         case "legacy", "" if not colon:
             if service.name not in known.services:
-                raise WrongTarget(f"{to}: the settings have no service {service.name!r}; without them: {FORMS}")
+                raise WrongTarget(
+                    f"{to}: the settings have no service {service.name!r}; without them: {WITHOUT_SETTINGS}"
+                )
             return _described(Chosen(known, service, Door(service.reach), to))
         case "http", _ if rest.startswith("/"):
             url = _url(to) if rest.startswith("//") else None
@@ -258,6 +259,8 @@ def _url(text: str) -> str:
         raise WrongTarget(f"expected http://HOST:PORT/, got {text!r}: {error}") from None
     if not url.host or url.query or url.fragment or url.userinfo:
         raise WrongTarget(f"expected http://HOST:PORT/, got {text!r}")
+    if url.port is not None and not 0 < url.port < 1 << 16:
+        raise WrongTarget(f"expected http://HOST:PORT/ with a port from 1 to 65535, got {text!r}")
     return str(url)
 
 

@@ -571,3 +571,35 @@ def test_watching_into_a_pipe(bridge: Bridge) -> None:
             process.kill()
     assert text.count(b"service  stage") == 2
     assert b"\x1b" not in text
+
+
+# Ctrl-C in the moment in which a module is looked for.
+INTERRUPTED = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+wanted, sys.argv = sys.argv[1], ["xcp-bridge", "status", "--settings", "/nosuch.toml"]
+
+class Finder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == wanted:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder)
+from bridges.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("module", ["typer", "bridges.cli", "bridges.cli_status"])
+def test_ctrl_c_while_python_loads(module: str) -> None:
+    """It ends as any program does, without a word."""
+    said = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, module],
+        check=False,
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        timeout=50,
+    )
+    assert (said.returncode, said.stdout, said.stderr) == (-signal.SIGINT, b"", b"")

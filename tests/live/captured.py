@@ -83,7 +83,7 @@ class Command:
         return self._process.stderr
 
     def until_reading(self, path: Path) -> None:
-        """Waits until it ends orderly on a signal, and has a file open, which it then reads for a while."""
+        """Waits until it ends orderly on a signal, and has a file open, or one of a directory, which it then reads."""
         deadline = time.monotonic() + 30
         while not (self._takes_sigterm() and self._has_open(path)):
             assert time.monotonic() < deadline
@@ -109,7 +109,7 @@ class Command:
 
 def _is_open(descriptor: Path, path: Path) -> bool:
     try:
-        return descriptor.readlink() == path
+        return path in ((found := descriptor.readlink()), found.parent)
     except OSError:
         return False
 

@@ -234,6 +234,36 @@ async def test_a_service_moves_while_it_is_under_capture(host: Host, callers: Ca
         assert (answer.result, answer.epoch) == (reply.result, reply.epoch)
 
 
+async def test_the_bus_is_heard_until_the_way_back_is_over(host: Host, callers: Callers) -> None:
+    """Whoever owned the name meanwhile: each call on the bus is there once, with its answer."""
+    ladder.settle(host)
+    await host.start_legacy("squeezed")
+    await host.start_bridge()
+    await host.stage("squeezed", "relay")
+    await host.start_bus_squeezed()
+    await host.until_candidate()
+    await host.stage("squeezed", "live")
+    await capture(host, "start", "squeezed", name="back")
+    bus, made, is_back = await Bus.connect(host.bus.address), Counter[str](), False
+
+    async def go_on(name: str) -> None:
+        while not is_back or made.total() < 200:
+            made[text := f"{name} {made.total()}"] += 1
+            await bus.call(*ladder.MEMORY, "GetHostReservedMemory", "s", (text,), timeout=PATIENCE)
+
+    async with asyncio.TaskGroup() as tasks:
+        for name in "abcd":
+            tasks.create_task(go_on(name))
+        await host.stage("squeezed", "relay")
+        is_back = True
+    await bus.close()
+    await capture(host, "stop", "squeezed")
+    found = Found(captures(host) / "back").of(leg=Leg.CALLER, door="bus")
+    assert Counter(request.arguments["debug_info"] for request, _ in found if request.arguments) == made
+    assert all(reply is not None and reply.outcome == "answered" for _, reply in found)
+    assert {request.side for request, _ in found} == {"bus", "legacy"}
+
+
 # --- faults and crashes ----------------------------------------------------------------------------------------------
 
 

@@ -384,7 +384,7 @@ def test_ctrl_c(long: Path, tmp_path: Path, words: str) -> None:
     """What was found so far, and that it is not all."""
     filled = words.replace("CAPTURE", str(long)).replace("OUT", str(tmp_path / "out")).split()
     with Command("capture", *filled) as command:
-        command.until_reading(long / "000002.jsonl.zst")
+        command.until_reading(long)
         command.interrupt()
         said = command.end()
     assert said.code == 3, said

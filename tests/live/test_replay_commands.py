@@ -113,6 +113,7 @@ def stand_in(capture: Path, at: Path) -> Iterator[Command]:
         ("drive CAPTURE --to http:/nosuch", 3, "http:/nosuch: "),
         ("drive CAPTURE --to framed:/nosuch", 3, "framed:/nosuch: "),
         ("drive CAPTURE --to bus:unix:path=/nosuch", 3, "bus unix:path=/nosuch: No such file or directory"),
+        ("drive CAPTURE --to http://localhost:75535/", 2, "with a port from 1 to 65535"),
         ("drive CAPTURE --to bus:nonsense", 2, "--to: bus:nonsense: bus address: not valid in D-Bus"),
         ("drive CAPTURE --to http:/x --bind =x", 2, "--bind: expected RECORDED=NOW, got '=x'"),
         ("drive CAPTURE --to http:/x --rate 3 --closed 3", 2, "--rate and --closed exclude each other"),
@@ -286,7 +287,7 @@ def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_ctrl_c_in_lint(long: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     with Command("replay", "lint", long, "--json", "--html", page) as command:
-        command.until_reading(long / "000002.jsonl.zst")
+        command.until_reading(long)
         command.interrupt()
         said = command.end()
     assert (said.code, said.errors) == (3, "")
@@ -316,7 +317,7 @@ def test_ctrl_c_in_drive(long: Path, tmp_path: Path, directory: Path, pace: tupl
 
 def test_ctrl_c_before_a_stand_in_stands(long: Path, directory: Path) -> None:
     with Command("replay", "serve", long, "squeezed", "--at", f"http:{directory}/s") as command:
-        command.until_reading(long / "000002.jsonl.zst")
+        command.until_reading(long)
         command.interrupt()
         said = command.end()
     assert (said.code, said.output) == (3, "")
