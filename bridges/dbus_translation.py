@@ -49,17 +49,23 @@ class Translation:
         self.values = Values(keeps_unknown=True)
         self.callers_values = Values(keeps_unknown=False)
         self._forms: dict[Method, MethodForm] = {}
-        self._by_place: dict[tuple[str, str], dict[str, Method]] = {}
+        self._members: dict[str, dict[str, Method]] = {}
+        self._objects = {names.object_path(service.name, name): name for name in service.objects}
+
+    def members(self, object_name: str) -> dict[str, Method]:
+        """The methods of one of its objects, by their names on the bus."""
+        found = self._members.get(object_name)
+        if found is None:
+            methods = self.service.object_methods(object_name)
+            found = self._members[object_name] = {names.member_name(each.member): each for each in methods}
+        return found
 
     def find(self, path: str, interface: str, member: str) -> Method | None:
         """The method that a call names, None for what is not written down. A call may leave its interface out."""
-        if not self._by_place:
-            for name in self.service.objects:
-                where = names.object_path(self.service.name, name)
-                methods = {names.member_name(each.member): each for each in self.service.object_methods(name)}
-                self._by_place[where, names.interface_name(self.service.name, name, self.service.version)] = methods
-                self._by_place.setdefault((where, ""), methods)
-        return self._by_place.get((path, interface), {}).get(member)
+        name, service = self._objects.get(path), self.service
+        if name is None or interface not in ("", names.interface_name(service.name, name, service.version)):
+            return None
+        return self.members(name).get(member)
 
     def of(self, method: Method) -> MethodForm:
         """How that method looks on the bus."""

@@ -112,13 +112,8 @@ class BusDoor:
             )
 
     def _handler(self, object_name: str) -> MethodHandler:
-        by_member: dict[str, Method] = {}
-
         async def handle(message: MethodCall, member: introspection.Method) -> tuple[object, ...]:
-            if not by_member:
-                methods = self._translation.service.object_methods(object_name)
-                by_member.update({self._translation.of(method).member: method for method in methods})
-            return await self._answer(message, by_member[member.name])
+            return await self._answer(message, self._translation.members(object_name)[member.name])
 
         return handle
 

@@ -176,8 +176,7 @@ class Endpoints:
         self._tap.enter(standing.stage, standing.epoch)
         self.witness.begin_anew()
         if self._tasks is not None:
-            self._arrange_observation()
-            self._arrange_overhearing(NOT_WATCHED)
+            self._arrange_watches()
 
     async def attend_capture(self) -> bool:
         """After the service was put under capture, or is no longer: whether what the capture wants is seen by now."""
@@ -189,14 +188,16 @@ class Endpoints:
         wanted = self._tap.is_on and self.situation.meaning.bus is Keeper.DAEMON
         self.overhearing.arrange(self.tasks, wanted=wanted, missed=missed)
 
-    def _arrange_observation(self) -> None:
-        """The legacy daemon's own doors are watched in observe and, for its tree, for as long as that is its own."""
+    def _arrange_watches(self) -> None:
+        """The legacy daemon's own doors are watched in observe and, for its tree, for as long as that is its own; for
+        the capture the bus daemon's is."""
         meaning = self.situation.meaning
         self.observation.arrange(
             self.tasks,
             tree=meaning.tree is Keeper.LEGACY and meaning.compared is not Compared.NOTHING,
             sockets=meaning.sockets is Keeper.LEGACY and meaning.compared is not Compared.NOTHING,
         )
+        self._arrange_overhearing(NOT_WATCHED)
 
     async def run(self, standing: Standing, started: asyncio.Event, *, was_cut_off: bool = False) -> None:
         """Brings the service to its stage and keeps it there until cancelled, then closes its doors orderly.
@@ -211,8 +212,7 @@ class Endpoints:
             try:
                 tasks.create_task(self._afterwards.run(), name=f"comparisons of {self.name}")
                 await self._open(was_cut_off=was_cut_off)
-                self._arrange_observation()
-                self._arrange_overhearing(NOT_WATCHED)
+                self._arrange_watches()
                 started.set()
                 while True:
                     await asyncio.sleep(LOOK_SECONDS)

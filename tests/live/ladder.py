@@ -34,6 +34,17 @@ def settle(host: Host, *, quiet_hours: float = 168, requires: tuple[str, ...] = 
     host.settle(SERVICES, quiet_hours=quiet_hours, requires=json.dumps(requires))
 
 
+async def live(host: Host, **settings: float) -> None:
+    """squeezed in live, on a host of such settings."""
+    settle(host, **settings)
+    await host.start_legacy("squeezed")
+    await host.start_bridge()
+    await host.stage("squeezed", "relay")
+    await host.start_bus_squeezed()
+    await host.until_candidate()
+    await host.stage("squeezed", "live")
+
+
 async def status(host: Host, service: str = "squeezed") -> dict[str, Any]:
     """The service as `xcp-bridge status --json` has it."""
     answer: Any = await host.control(verb="status")

@@ -236,13 +236,7 @@ async def test_a_service_moves_while_it_is_under_capture(host: Host, callers: Ca
 
 async def test_the_bus_is_heard_until_the_way_back_is_over(host: Host, callers: Callers) -> None:
     """Whoever owned the name meanwhile: each call on the bus is there once, with its answer."""
-    ladder.settle(host)
-    await host.start_legacy("squeezed")
-    await host.start_bridge()
-    await host.stage("squeezed", "relay")
-    await host.start_bus_squeezed()
-    await host.until_candidate()
-    await host.stage("squeezed", "live")
+    await ladder.live(host)
     await capture(host, "start", "squeezed", name="back")
     bus, made, is_back = await Bus.connect(host.bus.address), Counter[str](), False
 

@@ -19,17 +19,6 @@ pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("wide_terminal")
 RETIRED = "Retired: the {} door of squeezed is closed: call org.xen.xcp.squeezed on the bus"
 
 
-async def live(host: Host, **settings: float) -> None:
-    """squeezed in live."""
-    ladder.settle(host, **settings)
-    await host.start_legacy("squeezed")
-    await host.start_bridge()
-    await host.stage("squeezed", "relay")
-    await host.start_bus_squeezed()
-    await host.until_candidate()
-    await host.stage("squeezed", "live")
-
-
 async def start_settled(host: Host) -> None:
     """A squeezed on the bus whose migration is complete."""
     arguments = ["--bus", host.bus.address, "--xenstore", host.store.socket, "--settled"]
@@ -51,7 +40,7 @@ async def refused_at_every_legacy_door(callers: Any) -> None:
 
 async def test_quiet_doors_are_wanted(host: Host, callers: Any) -> None:
     """A week by default: a door that was used a moment ago speaks against it; each door has its gate."""
-    await live(host)
+    await ladder.live(host)
     code, output, errors = await host.cli("stage", "squeezed", "complete", "--reason", "week 4")
     assert code == 1
     for door in ("http", "framed", "xenstore"):
@@ -63,7 +52,7 @@ async def test_quiet_doors_are_wanted(host: Host, callers: Any) -> None:
 
 async def test_the_doors_are_closed_and_open_again(host: Host, callers: Any) -> None:
     """Refused calls are counted, bus callers are served by the daemon, the checklist is told; back by two ways."""
-    await live(host, quiet_hours=0)
+    await ladder.live(host, quiet_hours=0)
     code, output, _ = await host.cli("stage", "squeezed", "complete", "--reason", "week 4")
     assert code == 0, output
     assert "squeezed: live -> complete, epoch 3" in output
@@ -109,7 +98,7 @@ async def test_the_doors_are_closed_and_open_again(host: Host, callers: Any) -> 
 
 async def test_a_daemon_on_its_own(host: Host, callers: Any) -> None:
     """No candidate, but the owner of its name from its start: in complete that is as good, whenever we start."""
-    await live(host, quiet_hours=0)
+    await ladder.live(host, quiet_hours=0)
     await host.stage("squeezed", "complete")
     await host.end("bus")
     await host.until_alarms("NO_AUTHORITY")

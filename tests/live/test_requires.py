@@ -64,13 +64,7 @@ async def test_one_service_after_the_other(host: Host, callers: Any) -> None:
 
 async def test_a_legacy_daemon_is_started_by_hand_in_live(host: Host, callers: Any) -> None:
     """Frozen at once and over a restart; only a kill moves it; acknowledged, it can be moved again."""
-    ladder.settle(host)
-    await host.start_legacy("squeezed")
-    await host.start_bridge()
-    await host.stage("squeezed", "relay")
-    await host.start_bus_squeezed()
-    await host.until_candidate()
-    await host.stage("squeezed", "live")
+    await ladder.live(host)
     await host.start_legacy("squeezed")
     pid = host.legacy_pid("squeezed")
     await host.until_alarms("SPLIT_OWNER")
